@@ -1,0 +1,45 @@
+"""Greedy answers to many prompts at once, exactly as one at a time: prompts of equal length share a batch, so nothing is padded."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterable[int], max_tokens: int, batch: int = 64,
+                   on_progress: Callable[[int, int], None] | None = None) -> list[list[int]]:
+    """Greedy completions of `prompts` (token ids), the end-of-turn token included where it was reached.
+
+    Rows of one batch have the same length, so neither mask nor position ids are needed; a row that has ended goes on
+    unseen until the batch is done. Returns one list of ids per prompt, at most `max_tokens` long.
+    """
+    eos = frozenset(eos_ids)
+    stop = torch.tensor(sorted(eos), device=model.device)
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        by_length[len(prompt)].append(index)
+    answers: list[list[int]] = [[] for _ in prompts]
+    done = 0
+    for indices in by_length.values():
+        for start in range(0, len(indices), batch):
+            rows = indices[start:start + batch]
+            ids = torch.tensor([list(prompts[i]) for i in rows], device=model.device)  # (B, T)
+            cache, ended, steps = None, torch.zeros(len(rows), dtype=torch.bool, device=model.device), []
+            for _ in range(max_tokens):
+                out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+                steps.append(ids)
+                ended |= torch.isin(ids[:, 0], stop)
+                if bool(ended.all()):
+                    break
+            for i, row in zip(rows, torch.cat(steps, 1).tolist(), strict=True):
+                end = next((n for n, id_ in enumerate(row) if id_ in eos), len(row) - 1)
+                answers[i] = row[:end + 1]
+            done += len(rows)
+            if on_progress:
+                on_progress(done, len(prompts))
+    return answers

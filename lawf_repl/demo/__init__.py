@@ -1,0 +1,1 @@
+"""The embedded demo: its world, its model, its planted mistakes."""

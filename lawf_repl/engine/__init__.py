@@ -1,0 +1,1 @@
+"""Running the model: loading, cache, decoding."""

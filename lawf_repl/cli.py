@@ -1,0 +1,108 @@
+"""The command line: flags and dispatch. Nothing heavy is imported here; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lawf_repl import __version__
+from lawf_repl.config import Settings, add_shared_flags, load_settings
+from lawf_repl.errors import LawfError, UsageError
+
+INTERRUPTED = 130
+PROMPT_HELP = "text, - for standard input, or @FILE"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises its complaints as one line."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def make_parser() -> Parser:
+    """The whole command line, also for shell completion."""
+    parser = Parser(prog="lawf", description="Fix one misbehaving prompt of a local language model, token by token, and change nothing else.",
+                    epilog="Without a command: the REPL, on the embedded demo model if no model is named.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"lawf {__version__}")
+    add_shared_flags(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    demo = commands.add_parser("demo", help="correct a planted mistake of the demo model; without a terminal it plays by itself", allow_abbrev=False)
+    demo.add_argument("name", nargs="?", metavar="NAME", help="which mistake, as --list names them")
+    demo.add_argument("--list", action="store_true", help="list the planted mistakes")
+
+    answer = commands.add_parser("answer", help="one answer", allow_abbrev=False)
+    _add_prompt(answer)
+
+    fix = commands.add_parser("fix", help="correct, train, and measure without a hand", allow_abbrev=False)
+    _add_prompt(fix)
+    how = fix.add_mutually_exclusive_group(required=True)
+    how.add_argument("--fix", action="append", metavar="'OLD=>NEW'", help="replace OLD in the answer by NEW and let the model go on; several in order")
+    how.add_argument("--want", metavar="TEXT", help="the whole right answer")
+    fix.add_argument("--paraphrase", action="append", default=[], metavar="P", help="a prompt that must give the accepted answer too")
+    fix.add_argument("--neighbour", action="append", default=[], metavar="P", help="a prompt whose answer must not change")
+    fix.add_argument("--session", type=Path, metavar="FILE", help="write the session there, the adapter beside it")
+    fix.add_argument("--adapter-out", type=Path, metavar="DIR", help="write the adapter there")
+    for command in (demo, answer, fix):
+        add_shared_flags(command)
+    return parser
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=PROMPT_HELP)
+    parser.add_argument("--messages", type=Path, metavar="FILE", help="a whole conversation: a JSON list of role and content")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run lawf; returns the exit code. Errors of the user's come out as one line on standard error."""
+    try:
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except LawfError as error:
+        print(f"lawf: {_one_line(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("lawf: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # the reader of standard output has gone: nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    options = make_parser().parse_args(arguments)
+    settings = settings_of(options)
+    if options.command == "answer":
+        from lawf_repl.verbs.answer import run_answer
+
+        return run_answer(options, settings)
+    if options.command == "fix":
+        from lawf_repl.verbs.fix import run_fix
+
+        return run_fix(options, settings)
+    if options.command == "demo":
+        from lawf_repl.verbs.demo import run_demo
+
+        return run_demo(options, settings)
+    if not sys.stdin.isatty():
+        raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
+    from lawf_repl.verbs.repl import start_repl
+
+    return start_repl(settings)
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Settings from all their sources. Raises UsageError."""
+    flags = dict(vars(options))
+    config = flags.pop("config", None)
+    names = set(Settings.__dataclass_fields__)
+    return load_settings({name: value for name, value in flags.items() if name in names}, os.environ, Path(config) if config else None)
+
+
+def _one_line(text: str) -> str:
+    """An error as one line that a terminal can show: no control characters from file names or models."""
+    return "".join(c if c.isprintable() else " " if c in "\n\t" else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,261 @@
+"""Loading a causal language model with its tokenizer and chat template, once, for everything that follows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lawf_repl.config import Settings
+from lawf_repl.errors import ModelError, OutOfMemory, PromptError
+from lawf_repl.records import Message
+
+DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
+DEMO_NAME = "lawf-demo"
+
+
+class HubTokenizer:
+    """A transformers tokenizer in the literal way that `spans.Tokenizer` asks for."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.hub = tokenizer
+        added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = frozenset(tokenizer.all_special_ids) | added
+
+    def encode(self, text: str) -> list[int]:
+        # typed special tokens are text, not marks
+        return list(self.hub(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def encode_unnormalized(self, text: str) -> list[int]:
+        backend = getattr(self.hub, "backend_tokenizer", None)
+        if backend is None or backend.pre_tokenizer is None:
+            return self.encode(text)
+        return [token.id for split, _ in backend.pre_tokenizer.pre_tokenize_str(text) for token in backend.model.tokenize(split)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.hub.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def is_special(self, id_: int) -> bool:
+        return id_ in self._special
+
+
+class Engine:
+    """One loaded model: weights, tokenizer, template and what follows from them. Holds no conversation."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, template_args: Sequence[tuple[str, Any]] = ()) -> None:
+        self.model = model.eval()
+        self.tokenizer = HubTokenizer(tokenizer)
+        self.name = name
+        self.template_args = dict(template_args)
+        self.notes: list[str] = []  # said once to the user
+        self._texts: dict[int, str] = {}
+        self.end_ids = self._find_end_ids(tokenizer)
+        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.end_id = self._find_end_id()
+        if not self.has_template:
+            self.notes.append(f"{name} has no chat template: the prompt is given to it as plain text")
+        if not self.end_ids:
+            self.notes.append(f"{name} names no end-of-turn token: its answers end at the token limit")
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that prompt and answer may have together; None where the config names no limit."""
+        config = self.model.config.get_text_config(decoder=True)
+        length = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(length) if length else None
+
+    def token_text(self, id_: int) -> str:
+        """Text of a token on its own, its leading space kept."""
+        if id_ not in self._texts:
+            lead = self._lead
+            whole = self.tokenizer.decode([*lead, id_])
+            self._texts[id_] = whole[len(self.tokenizer.decode(lead)):]
+        return self._texts[id_]
+
+    @property
+    def _lead(self) -> list[int]:
+        # Some decoders strip the first token's space: show every token behind another one.
+        if not hasattr(self, "_lead_ids"):
+            self._lead_ids = self.tokenizer.encode("a")[-1:]
+        return self._lead_ids
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of a conversation up to the answer: through the chat template, or the plain text where there is none.
+
+        Raises PromptError where the text is empty or the template refuses the messages.
+        """
+        if not messages or not any(message["content"].strip() for message in messages if message["role"] != "system"):
+            raise PromptError("the prompt is empty: type a question")
+        if not self.has_template:
+            text = "\n".join(message["content"] for message in messages)
+            return tuple(self.tokenizer.hub(text)["input_ids"])
+        try:
+            ids = self.tokenizer.hub.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **self.template_args)
+        except Exception as error:  # a template is a program of the model's author and can raise anything
+            raise PromptError(f"the chat template of {self.name} refuses this conversation: {_first_line(error)}") from error
+        return tuple(ids)
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a session file records of the model: id, revision, hashes of config, tokenizer and template, dtype."""
+        config = self.model.config.to_dict()
+        for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            config.pop(volatile, None)
+        backend = getattr(self.tokenizer.hub, "backend_tokenizer", None)
+        tokenizer = backend.to_str() if backend is not None else json.dumps(self.tokenizer.hub.get_vocab(), sort_keys=True)
+        return {"id": self.name, "revision": str(getattr(self.model.config, "_commit_hash", None) or ""),
+                "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)), "tokenizer_sha256": _sha256(tokenizer),
+                "template_sha256": _sha256(str(self.tokenizer.hub.chat_template or "")), "dtype": self.dtype}
+
+    def _find_end_ids(self, tokenizer: Any) -> frozenset[int]:
+        found: set[int] = set()
+        for source in (self.model.generation_config, self.model.config, tokenizer):
+            value = getattr(source, "eos_token_id", None)
+            found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+        return frozenset(int(id_) for id_ in found)
+
+    def _find_end_id(self) -> int | None:
+        """The end-of-turn token that the template puts behind an answer; else the tokenizer's own."""
+        own = self.tokenizer.hub.eos_token_id
+        if self.has_template:
+            mark = "lawf end"
+            turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+            try:
+                text = str(self.tokenizer.hub.apply_chat_template(turn, tokenize=False))
+            except Exception:  # a template that refuses a second message
+                return own if own is not None else min(self.end_ids, default=None)
+            behind = self.tokenizer.hub(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
+            found = next((id_ for id_ in behind if id_ in self.end_ids), None)
+            if found is not None:
+                return int(found)
+        return own if own is not None else min(self.end_ids, default=None)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """Load the model that the settings name, or the embedded demo model.
+
+    One copy of the weights; bfloat16 on an accelerator and float32 on a CPU unless told. Raises ModelError in one line
+    for everything that can be wrong with a name, a folder or a device.
+    """
+    quiet()
+    demo = settings.model is None
+    source = str(DEMO_MODEL) if settings.model is None else settings.model
+    name = DEMO_NAME if demo else source
+    looks_local = source.startswith((".", "/", "~")) or os.path.isdir(source)
+    if looks_local and not demo:
+        source = os.path.expanduser(source)
+        check_folder(Path(source))
+    if settings.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    common: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "local_files_only": settings.offline or looks_local or demo}
+    if settings.revision:
+        common["revision"] = settings.revision
+    device = pick_device(settings.device)
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        check_causal(config, name)
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=pick_dtype(settings.dtype, device), **common, **placement(settings))
+        if not settings.device_map and not settings.quantize:
+            model = model.to(device)
+    except ModelError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"{name} does not fit into the memory of {device}: take a smaller model, --dtype bfloat16 or --device cpu") from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(explain(error, name, looks_local, settings)) from error
+    return Engine(model, tokenizer, name, settings.template_args)
+
+
+def quiet() -> None:
+    """Keep the libraries' own bars and warnings off the user's screen."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)(\.|$)")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ModelError unless `folder` looks like a saved model."""
+    if not folder.exists():
+        raise ModelError(f"no model at {folder}: the folder does not exist; give a folder with config.json or a hub id such as owner/name")
+    if not folder.is_dir():
+        raise ModelError(f"no model at {folder}: expected a folder with config.json, found a file")
+    if not (folder / "config.json").is_file():
+        hint = " (it holds an adapter: name its base with --model and it with --adapter)" if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"no model at {folder}: it has no config.json{hint}")
+
+
+def check_causal(config: Any, name: str) -> None:
+    """Raise ModelError for a config that is no causal language model's."""
+    architectures = getattr(config, "architectures", None) or []
+    known = getattr(config, "model_type", None) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    other = architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
+    if not known or other or getattr(config, "is_encoder_decoder", False):
+        found = ", ".join(architectures) or getattr(config, "model_type", "nothing known")
+        raise ModelError(f"{name} is not a causal language model: expected a decoder such as Qwen3ForCausalLM, found {found}")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "mps". Raises ModelError where it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available.get(wanted.split(":")[0], False):
+        raise ModelError(f"device {wanted} was asked for and this machine has none that torch {torch.__version__} can use: take --device cpu or auto")
+    return torch.device(wanted)
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+
+
+def placement(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments of from_pretrained for --device-map and --quantize. Raises ModelError where the library is missing."""
+    out: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
+    if settings.quantize:
+        if not transformers.utils.is_bitsandbytes_available():
+            raise ModelError(f"--quantize {settings.quantize} needs bitsandbytes, which is not installed: pip install 'lawf-repl[quantize]'")
+        out["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=settings.quantize == "4bit", load_in_8bit=settings.quantize == "8bit")
+        out.setdefault("device_map", "auto")
+    return out
+
+
+def explain(error: Exception, name: str, local: bool, settings: Settings) -> str:
+    """One line on why a model did not load."""
+    text = _first_line(error)
+    if isinstance(error, ModelError):
+        return text
+    if not local and settings.offline:
+        return f"{name} is not in the local cache and --offline forbids downloading it: drop --offline once, or give a folder"
+    if not local and isinstance(error, OSError):
+        return f"{name} could not be fetched from the hub: {text} (check the name and the network, or give a folder)"
+    if "trust_remote_code" in text:
+        return f"{name} needs code of its own: read it, then pass --trust-remote-code"
+    return f"{name} could not be loaded: {text}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,142 @@
+"""Decoding one conversation token by token, with what the model thought at each.
+
+The loop is our own: one forward a token over a cache that survives corrections, and the statistics of the untempered
+distribution taken from the same logits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.cache import KeptCache
+from lawf_repl.errors import PromptError
+from lawf_repl.records import Alternative, Completion, Finish, Timing, Token
+from lawf_repl.spans import TextStream
+
+Stop = Callable[[], bool]
+ALTERNATIVES = 8  # recorded with each token
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_tokens: int = 512     # of the whole completion
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0        # nucleus, where the temperature is above 0
+    seed: int = 0
+
+
+class Decoder:
+    """Generates answers with one engine, reusing its cache from call to call."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.cache = KeptCache(engine.model)
+        self.last: Completion | None = None  # the latest generation, as far as it came
+
+    def drop_cache(self) -> None:
+        """Forget the cached states; called whenever the adapter is switched, trained or replaced."""
+        self.cache.drop()
+
+    def logits_at(self, ids: Sequence[int], count: int = 1) -> torch.Tensor:
+        """Logits behind each of the last `count` ids (count, V), from the cache where it holds a prefix of them."""
+        ids = list(ids)
+        kept = self.cache.keep_prefix(ids[:len(ids) - count])
+        return self.cache.feed(ids[kept:], count)
+
+    def generate(self, prompt_ids: Sequence[int], forced: Sequence[int], sampling: Sampling, stop: Stop = lambda: False,
+                 known: Sequence[Token] = ()) -> Iterator[Token]:
+        """Yield `forced` ids as tokens with their statistics, then what the model goes on with.
+
+        `known` are the tokens of the completion that stay before `forced`. Ends at an end-of-turn token, at
+        `sampling.max_tokens`, at the context's end, or when `stop()` is true. `last` holds the completion, also while it grows.
+        Raises PromptError if the prompt is empty or fills the context.
+        """
+        limit = self._limit(prompt_ids, sampling)
+        prompt = tuple(prompt_ids)
+        tokens = list(known)
+        context = [*prompt, *(token.id for token in tokens)]
+        stream = TextStream(self.engine.tokenizer, context)
+        generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
+        started = time.perf_counter()
+        rows = self.logits_at([*context, *forced], len(forced) + 1)  # (len(forced) + 1, V)
+        prefill_s = time.perf_counter() - started
+        finish: Finish = "length"
+        queue = list(forced)
+        row, produced = rows[0], 0
+        self.last = Completion(prompt, tuple(tokens), "interrupted", Timing(prefill_s))
+        while len(tokens) < limit or queue:
+            id_ = queue.pop(0) if queue else choose(row, sampling, generator)
+            token = self._token(id_, row, stream)
+            tokens.append(token)
+            produced += 1
+            ended = token.id in self.engine.end_ids
+            decode_s = time.perf_counter() - started - prefill_s
+            timing = Timing(prefill_s, decode_s, produced / max(decode_s, 1e-9))
+            finish = "eos" if ended else "interrupted" if len(tokens) < limit else "length"
+            self.last = Completion(prompt, tuple(tokens), finish, timing)
+            yield token
+            if ended or (len(tokens) >= limit and not queue):
+                break
+            if not queue and stop():
+                return
+            if produced <= len(forced):
+                row = rows[produced]
+            else:
+                row = self.cache.feed([token.id], 1)[0]
+        text = stream.rest()
+        if text and tokens:  # the answer ends inside a character: its last token shows what is there
+            last = tokens[-1]
+            tokens[-1] = Token(last.id, last.text + text, last.p, last.rank, last.entropy, last.alternatives, last.special)
+            self.last = Completion(prompt, tuple(tokens), finish, self.last.timing)
+
+    def tokens(self, context: Sequence[int], ids: Sequence[int]) -> tuple[Token, ...]:
+        """`ids` as tokens with the statistics of the model behind `context`, generating nothing."""
+        if not ids:
+            return ()
+        rows = self.logits_at([*context, *ids[:-1]], len(ids))
+        stream = TextStream(self.engine.tokenizer, context)
+        return tuple(self._token(id_, row, stream) for id_, row in zip(ids, rows, strict=True))
+
+    def alternatives(self, context: Sequence[int], count: int) -> tuple[Alternative, ...]:
+        """The `count` most probable next tokens behind `context`."""
+        probabilities = torch.softmax(self.logits_at(context)[0].float(), -1)  # (V,)
+        top = probabilities.topk(min(count, len(probabilities)))
+        return tuple(Alternative(id_, self.engine.token_text(id_), p) for p, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True))
+
+    def _token(self, id_: int, row: torch.Tensor, stream: TextStream) -> Token:
+        logprobs = torch.log_softmax(row.float(), -1)  # (V,)
+        top = logprobs.topk(min(ALTERNATIVES, len(logprobs)))
+        own = logprobs[id_]
+        rank = int((logprobs > own).sum())
+        # A logit of minus infinity has p 0 and adds nothing; its product would be NaN.
+        entropy = float(-(logprobs.exp() * logprobs.clamp_min(-1e9)).sum())
+        alternatives = tuple(Alternative(i, self.engine.token_text(i), p)
+                             for p, i in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True))
+        return Token(id_, stream.push(id_), float(own.exp()), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_))
+
+    def _limit(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
+        context = self.engine.context_length
+        if not prompt_ids:
+            raise PromptError("the prompt is empty: this model has no template that would frame it, so type at least one character")
+        if context is not None and len(prompt_ids) >= context:
+            raise PromptError(f"the prompt has {len(prompt_ids)} tokens and the model's context is {context}: shorten the prompt")
+        return sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(prompt_ids))
+
+
+def choose(row: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next id from logits (V,): the most probable at temperature 0, else sampled from the tempered nucleus."""
+    if sampling.temperature <= 0:
+        return int(row.argmax())
+    probabilities = torch.softmax(row.float().cpu() / sampling.temperature, -1)
+    if sampling.top_p < 1:
+        ordered, indices = probabilities.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first token is always inside
+        probabilities = torch.zeros_like(probabilities).scatter(0, indices, ordered.masked_fill(outside, 0.0))
+    return int(torch.multinomial(probabilities, 1, generator=generator))

@@ -1,0 +1,1 @@
+"""Learning a correction: adapter, batch, objective, training loop."""

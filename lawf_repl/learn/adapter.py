@@ -1,0 +1,130 @@
+"""A LoRA adapter on the live model, through peft: found targets, on and off, scaled, saved, loaded, removed.
+
+The base weights are never touched and never merged: with the adapter off the model is the base, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from lawf_repl.config import Settings
+from lawf_repl.errors import ModelError
+
+Weights = dict[str, torch.Tensor]
+
+
+class Adapter:
+    """The one adapter of a session. `base` is the model it is injected into and that everything else keeps calling."""
+
+    def __init__(self, peft: PeftModel) -> None:
+        self._peft = peft
+        self.base: Any = peft.get_base_model()
+        self.on = True
+        self._peft.eval()  # no dropout in training either: the reference was computed without
+
+    @classmethod
+    def fresh(cls, model: Any, settings: Settings, name: str) -> Adapter:
+        """An untrained adapter: A random from the seed, B zero, so that it changes nothing yet."""
+        targets, layers, pattern = find_targets(model, settings.layers)
+        config = LoraConfig(task_type="CAUSAL_LM", r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, bias="none",
+                            target_modules=targets, layers_to_transform=layers, layers_pattern=pattern, base_model_name_or_path=name)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(settings.seed)
+            peft = get_peft_model(model, config)
+        # In half precision small steps would round away: the LoRA itself is kept in float32.
+        for parameter in peft.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return cls(peft)
+
+    @classmethod
+    def load(cls, model: Any, folder: str | Path) -> Adapter:
+        """A saved adapter. Raises ModelError where the folder holds none, or one for another model."""
+        folder = Path(folder)
+        if not (folder / "adapter_config.json").is_file():
+            raise ModelError(f"no adapter at {folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise ModelError(f"no adapter at {folder}: adapter_model.safetensors is missing (other formats are not read)")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        except (RuntimeError, ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
+            raise ModelError(f"the adapter at {folder} does not fit this model: {str(error).strip().splitlines()[0][:160]}") from error
+        return cls(peft)
+
+    def switch(self, on: bool) -> None:
+        """Turn the adapter on or off for every later forward."""
+        tuner = self._peft.base_model
+        if on:
+            tuner.enable_adapter_layers()
+        else:
+            tuner.disable_adapter_layers()
+        self.on = on
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The base inside the block. Parameters lose requires_grad inside it: no training step may happen here."""
+        was = self.on
+        self.switch(False)
+        try:
+            yield
+        finally:
+            self.switch(was)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable LoRA matrices; made trainable again if a switch froze them."""
+        found = [parameter for name, parameter in self._peft.named_parameters() if "lora_" in name]
+        for parameter in found:
+            parameter.requires_grad_(True)
+        return found
+
+    def snapshot(self) -> Weights:
+        """A copy of the LoRA weights."""
+        return {name: p.detach().clone() for name, p in self._peft.named_parameters() if "lora_" in name}
+
+    @torch.no_grad()
+    def restore(self, weights: Weights, scale: float = 1.0) -> None:
+        """Put a snapshot back, its effect multiplied by `scale` (B is scaled, so a saved adapter is a plain one)."""
+        for name, parameter in self._peft.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name] * scale if "lora_B" in name else weights[name])
+
+    def save(self, folder: str | Path) -> None:
+        """Write a standard peft directory: adapter_config.json and adapter_model.safetensors."""
+        self._peft.save_pretrained(str(folder), safe_serialization=True)
+        (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty template of peft's
+
+    def remove(self) -> None:
+        """Take the adapter out of the model; what is left is bit-equal to the base."""
+        self._peft.unload()
+
+
+def find_targets(model: Any, layers: str) -> tuple[list[str], list[int] | None, str | None]:
+    """(names of linear layers, layer numbers, name of the layer list) that get a LoRA.
+
+    The linear layers are found in the decoder's layer list: nothing outside it, so never lm_head or embeddings. "upper"
+    takes the upper half of the layers only, "all" every one.
+    Raises ModelError where no layer list with linear layers is found.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    head = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+            names = {re.sub(r"^\d+\.", "", name) for name, child in module.named_modules()
+                     if isinstance(child, (torch.nn.Linear, Conv1D)) and child is not head}
+            if names:
+                first = count // 2 if layers == "upper" and count > 1 else 0
+                return sorted(names), list(range(first, count)), path.rpartition(".")[2]
+    raise ModelError(f"no linear layers were found in a layer list of {type(model).__name__}: this architecture cannot be trained")

@@ -1,0 +1,57 @@
+"""Token rows for one forward pass, and where in them the completions are predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts with completions, padded on the right, which causal attention never looks at from the left."""
+
+    ids: torch.Tensor      # (B, T)
+    mask: torch.Tensor     # (B, T), 1 where a token is real
+    rows: torch.Tensor     # (N,) row of each completion token
+    columns: torch.Tensor  # (N,) column of the position that predicts it
+    targets: torch.Tensor  # (N,) the completion tokens themselves, row after row
+    lengths: tuple[int, ...]  # completion tokens of each row
+
+    def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(N, ...) values by row of the batch."""
+        return values.split(list(self.lengths))
+
+
+def make_batch(pairs: Sequence[Pair], device: torch.device) -> Batch:
+    """Put (prompt, completion) pairs into one batch."""
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    ids = torch.zeros(len(pairs), width, dtype=torch.long)
+    mask = torch.zeros(len(pairs), width, dtype=torch.long)
+    rows, columns, targets = [], [], []
+    for row, (prompt, completion) in enumerate(pairs):
+        whole = [*prompt, *completion]
+        ids[row, :len(whole)] = torch.tensor(whole)
+        mask[row, :len(whole)] = 1
+        rows += [row] * len(completion)
+        columns += range(len(prompt) - 1, len(whole) - 1)
+        targets += completion
+    to = {"device": device}
+    return Batch(ids.to(**to), mask.to(**to), torch.tensor(rows, **to), torch.tensor(columns, **to), torch.tensor(targets, **to),
+                 tuple(len(completion) for _, completion in pairs))
+
+
+def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits that predict each completion token (N, V): the head runs on these positions only.
+
+    Computed without a cache. Some models scale or cap their logits behind the head, so the head is the model's own, fed
+    with the chosen positions through its `logits_to_keep`; rows are cut out of one pass over the columns in use.
+    """
+    columns, where = torch.unique(batch.columns, return_inverse=True)
+    mask = None if bool(batch.mask.all()) else batch.mask  # one unpadded shape needs no mask
+    logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
+    return logits[batch.rows, where]

@@ -1,0 +1,67 @@
+"""The objective: Learning Anchors without Forgetting.
+
+    loss = sum_t w_t * KL( c_t * onehot(x_t) + (1 - c_t) * p_ref(.|x_<t)  ||  p_theta(.|x_<t) ) / T
+
+Off the anchors c_t is 0 and the adapted model imitates the frozen base; at an anchor it is pulled toward the chosen token.
+Equations as in shared design section 1; the KL is the forward one, target first, so with c_t = 1 it is cross-entropy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lawf_repl.records import Anchor
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a batch's completion tokens are trained toward. N tokens over all rows, M of them anchors."""
+
+    ref_logprobs: torch.Tensor  # (N, V) of the frozen base
+    anchors: torch.Tensor       # (M,) indices into N
+    chosen: torch.Tensor        # (M,) token ids
+    confidence: torch.Tensor    # (M,) c
+    weight: torch.Tensor        # (N,) w_t / T of the token's row, summing the rows to a mean over rows
+
+    @property
+    def anchor_goal(self) -> torch.Tensor:
+        """p of the chosen token under the target distribution (M,): c + (1 - c) * p_ref."""
+        p_ref = self.ref_logprobs[self.anchors, self.chosen].exp()
+        return self.confidence + (1 - self.confidence) * p_ref
+
+
+def make_target(ref_logprobs: torch.Tensor, lengths: Sequence[int], anchors: Sequence[Sequence[Anchor]], anchor_weight: float = 1.0) -> Target:
+    """Target of a batch of cases; `anchors` has one sequence for each row, positions counted in that row's completion."""
+    device = ref_logprobs.device
+    indices, chosen, confidence, weight = [], [], [], []
+    start = 0
+    for length, row in zip(lengths, anchors, strict=True):
+        weights = [1.0] * length
+        for anchor in row:
+            indices.append(start + anchor.position)
+            chosen.append(anchor.chosen_id)
+            confidence.append(anchor.confidence)
+            weights[anchor.position] = anchor_weight
+        weight += [value / length / len(lengths) for value in weights]
+        start += length
+    return Target(ref_logprobs, torch.tensor(indices, dtype=torch.long, device=device), torch.tensor(chosen, dtype=torch.long, device=device),
+                  torch.tensor(confidence, device=device), torch.tensor(weight, device=device))
+
+
+def token_kl(ref_logprobs: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+    """KL(base || adapted) at each position (N,), from log-probabilities (N, V)."""
+    return torch.nn.functional.kl_div(logprobs, ref_logprobs, reduction="none", log_target=True).sum(-1)
+
+
+def lawf_loss(logprobs: torch.Tensor, target: Target) -> torch.Tensor:
+    """The objective's value, a scalar in nats, from the adapted model's log-probabilities (N, V)."""
+    divergence = token_kl(target.ref_logprobs, logprobs)  # (N,)
+    if len(target.anchors):
+        mixture = target.ref_logprobs[target.anchors].exp() * (1 - target.confidence[:, None])  # (M, V)
+        mixture = mixture.scatter_add(1, target.chosen[:, None], target.confidence[:, None].to(mixture.dtype))
+        at = logprobs[target.anchors]
+        divergence = divergence.index_copy(0, target.anchors, (torch.xlogy(mixture, mixture) - mixture * at).sum(-1))
+    return (divergence * target.weight).sum()

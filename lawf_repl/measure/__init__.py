@@ -1,0 +1,1 @@
+"""Measuring what an adapter did: probes and scorecard."""

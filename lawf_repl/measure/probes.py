@@ -1,0 +1,89 @@
+"""Drift: how far the adapted model moved on prompts that have nothing to do with the correction.
+
+One forward a probe along the base's own greedy answer gives both figures exactly: the mean KL(base || adapted) there, and
+whether the greedy text changed, which it did if and only if a top-1 changed there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lawf_repl.engine.base import DEMO_NAME, Engine
+from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.errors import UsageError
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import Pair, completion_logits, make_batch
+from lawf_repl.learn.objective import token_kl
+from lawf_repl.records import ProbeResult
+
+NEAR_TIE = 0.02      # the base's top two probabilities this close: a change of top-1 is no change of mind
+ROWS = 32            # probes a forward pass
+ANSWER_TOKENS = 96   # of a probe's base answer at most
+DEMO_PROBES = Path(__file__).parent.parent / "demo" / "probes.json"
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Prompts with the base's own greedy answers, as ids: probes to measure on, replay prompts to hold. Disjoint."""
+
+    probes: tuple[Pair, ...] = ()
+    replay: tuple[Pair, ...] = ()
+
+
+def demo_probes(engine: Engine) -> ProbeSet:
+    """The embedded probes, where the engine is the embedded model; none otherwise.
+
+    The answers' ids lie in the file (made by demo/build.py with the shipped weights); a prompt without one is answered here.
+    """
+    if engine.name != DEMO_NAME:
+        return ProbeSet()
+    rows = json.loads(DEMO_PROBES.read_text(encoding="utf-8"))
+    return ProbeSet(*(tuple(_answered(engine, rows[name])) for name in ("probes", "replay")))
+
+
+def _answered(engine: Engine, rows: Sequence[dict[str, object]]) -> list[Pair]:
+    prompts = [engine.prompt_ids([{"role": "user", "content": str(row["prompt"])}]) for row in rows]
+    stored = [row.get("answer_ids") for row in rows]
+    missing = [i for i, ids in enumerate(stored) if not ids]
+    answers = dict(zip(missing, base_answers(engine, [prompts[i] for i in missing]), strict=True))
+    return [(prompt, answers[i] if i in answers else list(stored[i])) for i, prompt in enumerate(prompts)]  # type: ignore[call-overload]
+
+
+def base_answers(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS) -> list[list[int]]:
+    """Greedy answers of the model as it stands (turn the adapter off first)."""
+    return greedy_answers(engine.model, prompts, engine.end_ids, max_tokens)
+
+
+@torch.no_grad()
+def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair]) -> ProbeResult:
+    """Mean KL(base || adapted) per token in nats, and the share of probes whose greedy text changed.
+
+    Changes at a near-tie of the base are counted apart. Raises UsageError for no probes.
+    """
+    if not probes:
+        raise UsageError("no probes to measure drift on")
+    total, tokens, flipped, tied = 0.0, 0, 0, 0
+    ordered = sorted(probes, key=lambda pair: len(pair[0]) + len(pair[1]))
+    for start in range(0, len(ordered), ROWS):
+        batch = make_batch(ordered[start:start + ROWS], engine.device)
+        with adapter.off():
+            base = torch.log_softmax(completion_logits(engine.model, batch).float(), -1)  # (N, V)
+        adapted = torch.log_softmax(completion_logits(engine.model, batch).float(), -1)
+        total += float(token_kl(base, adapted).sum())
+        tokens += len(batch.targets)
+        top = base.topk(2, dim=-1)
+        near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE  # (N,)
+        changed = adapted.argmax(-1) != top.indices[:, 0]
+        for row_changed, row_near in zip(batch.split(changed), batch.split(near), strict=True):
+            if bool(row_changed.any()):
+                # the first change decides: behind it the two texts are different anyway
+                if bool(row_near[int(row_changed.int().argmax())]):
+                    tied += 1
+                else:
+                    flipped += 1
+    return ProbeResult(len(probes), total / tokens, flipped / len(probes), tied / len(probes))

@@ -1,0 +1,37 @@
+"""The scorecard: does the fix hold, does it reach paraphrases, did neighbours and probes stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import Pair
+from lawf_repl.measure.probes import measure_drift
+from lawf_repl.records import Check, Message, Rerun, Scorecard
+
+Question = tuple[Sequence[Message], str]  # conversation, expected text
+
+
+def answer_texts(engine: Engine, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
+    """Greedy answers as text, without the end-of-turn token, of the model as it stands."""
+    ids = greedy_answers(engine.model, [engine.prompt_ids(messages) for messages in conversations], engine.end_ids, max_tokens)
+    return [engine.tokenizer.decode(row[:-1] if row and row[-1] in engine.end_ids else row) for row in ids]
+
+
+def measure(engine: Engine, adapter: Adapter, reruns: Sequence[Rerun], paraphrases: Sequence[Question], neighbours: Sequence[Sequence[Message]],
+            probes: Sequence[Pair], max_tokens: int) -> Scorecard:
+    """Everything that was given is measured; what was not stays None or empty.
+
+    `paraphrases` carry the text that is expected of them; a neighbour's is what the base gives, found here.
+    """
+    with adapter.off():
+        base = answer_texts(engine, neighbours, max_tokens)
+    conversations = [messages for messages, _ in paraphrases] + list(neighbours)
+    expected = [text for _, text in paraphrases] + base
+    got = answer_texts(engine, conversations, max_tokens)
+    checks = [Check(messages[-1]["content"], wanted, given) for messages, wanted, given in zip(conversations, expected, got, strict=True)]
+    reliability = sum(rerun.fixed for rerun in reruns) / len(reruns) if reruns else None
+    return Scorecard(reliability, tuple(checks[:len(paraphrases)]), tuple(checks[len(paraphrases):]),
+                     measure_drift(engine, adapter, probes) if probes else None)

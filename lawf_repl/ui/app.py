@@ -1,0 +1,281 @@
+"""The loop of the terminal: prompt, answer, correct, accept, train, compare. The only place of the front that prints."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from lawf_repl.errors import LawfError, NothingToFix
+from lawf_repl.records import Case, Node
+from lawf_repl.ui import commands, work
+from lawf_repl.ui.layout import token_label, visible
+from lawf_repl.ui.motion import least_sure
+from lawf_repl.ui.picker import Picker
+from lawf_repl.ui.port import Action, SessionPort
+from lawf_repl.ui.render import anchors_table, answer_view
+from lawf_repl.ui.screen import run_picker
+from lawf_repl.ui.terminal import Interruptible, Loader, open_history
+from lawf_repl.ui.theme import Theme, theme_for
+from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, current_node
+
+PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
+
+
+def run_repl(load: Callable[[], SessionPort], *, first_prompt: str | None, intro: str | None, plain: bool,
+             model_name: str = "the model", console: Console | None = None) -> int:
+    """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded."""
+    theme = theme_for(plain, os.environ)
+    if console is None:
+        console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
+                          color_system=None if theme.plain else "auto")
+    return Repl(Loader(load), console, theme, model_name).run(first_prompt, intro)
+
+
+class Repl:
+    """One run of the loop: what is loaded, what was accepted, and the line."""
+
+    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str) -> None:
+        self.loader = loader
+        self.console = console
+        self.theme = theme
+        self.model_name = model_name
+        self.line: PromptSession[str] = PromptSession(history=open_history(os.environ), completer=commands.CommandCompleter(),
+                                                      style=theme.prompt_toolkit(), complete_while_typing=not theme.plain)
+        self.accepted: Node | None = None
+        self.accepted_case: Case | None = None  # accepted, and not told yet
+        self.shown: Node | None = None   # the answer that stands in the scrollback already
+        self.anchor_count = 0
+        self._own: dict[str, Callable[[SessionPort], None]] = {
+            "edit": self.edit, "accept": self._accept_here, "train": self.train,
+            "compare": lambda session: work.compare(session, console, theme),
+        }
+
+    def say(self, text: str, look: str = "quiet") -> None:
+        """One line to the user; whatever others wrote in it is made safe."""
+        self.console.print(Text(visible(text, newlines=True), self.theme.rich(look)))
+
+    def show(self, renderable: RenderableType) -> None:
+        """A table or panel, with air around it."""
+        self.console.print()
+        self.console.print(renderable)
+        self.console.print()
+
+    def run(self, first_prompt: str | None, intro: str | None) -> int:
+        """Read lines until the user leaves."""
+        if intro:
+            self.say(intro, "sure")
+            self.console.print()
+        default, interrupts = first_prompt or "", 0
+        while True:
+            try:
+                line = self._read(default)
+                interrupts, default = 0, ""
+                leave = self._handle(line)
+            except KeyboardInterrupt:
+                interrupts, default = interrupts + 1, ""
+                leave = interrupts > 1
+                if not leave:
+                    self.say("Ctrl-C again or Ctrl-D leaves")
+            except EOFError:
+                leave = True
+            if self.loader.error is not None:
+                self.say(f"lawf: {self.loader.error}", "bad")
+                return self.loader.error.exit_code
+            if leave:
+                self.say("bye")
+                return 0
+
+    def _read(self, default: str) -> str:
+        return self.line.prompt([("class:prompt", "› ")], default=default, pre_run=self._watch_loading,
+                                bottom_toolbar=None if self.theme.plain else self._toolbar)
+
+    def _watch_loading(self) -> None:
+        """Redraw the toolbar when the model is there; leave the prompt when it will never be."""
+        application = get_app()
+
+        async def watch() -> None:
+            while not self.loader.done:
+                await asyncio.sleep(0.05)
+            if self.loader.error is not None and application.is_running and not application.is_done:
+                application.exit(exception=EOFError)
+            application.invalidate()
+
+        if not self.loader.done or self.loader.error is not None:
+            application.create_background_task(watch())
+
+    def _toolbar(self) -> StyleAndTextTuples:
+        session = self.loader.session
+        if session is None:
+            return [("", f" loading {visible(self.model_name)} …  type already   / commands")]
+        adapter = "on" if session.adapter_on else "off" if session.has_adapter else "none"
+        anchors = f"{self.anchor_count} anchor{'' if self.anchor_count == 1 else 's'}"
+        return [("", f" {visible(session.model_name)} · {session.device} · adapter {adapter} · {anchors}   / commands   Ctrl-D leaves")]
+
+    def _handle(self, line: str) -> bool:
+        """One line: a prompt or a command; True leaves."""
+        if not line.strip():
+            return False
+        try:
+            request = commands.parse(line)
+            command = request.command
+            if command is not None and command.name == "quit":
+                return True
+            if command is not None and command.name == "help":
+                self._help(request.argument)
+                return False
+            session = self._session()
+            if session is None:
+                return False
+            if command is None:
+                self.ask(session, request.argument)
+            else:
+                self._command(session, command.name, request.argument)
+        except NothingToFix as nothing:
+            self.say(str(nothing))
+        except (LawfError, OSError) as error:
+            self.say(str(error), "bad")
+        return False
+
+    def _session(self) -> SessionPort | None:
+        """The session, once it is loaded; None if the wait was interrupted or in vain."""
+        if not self.loader.done:
+            with Interruptible() as stop, work.waiting(f"loading {self.model_name}", self.console, self.theme):
+                while not self.loader.done and not stop():
+                    self.loader.wait(0.05)
+        return self.loader.session
+
+    def ask(self, session: SessionPort, prompt: str) -> None:
+        """A first answer, streamed, then opened for correction."""
+        self.accepted = self.shown = None
+        work.stream(lambda stop: session.ask(prompt, stop), (), self.console, self.theme)
+        self.edit(session)
+
+    def edit(self, session: SessionPort) -> None:
+        """The answer view, again and again until the user leaves it; without a terminal that can draw it, a hint instead."""
+        current_node(session)
+        self._count(session)
+        if self.theme.plain:
+            self.say(PLAIN_HINT)
+            return
+        cursor, note = None, _finish_note(session)
+        while (node := session.node) is not None:
+            picker = Picker(node.completion.tokens, session, cursor=cursor, note=note, fixed=node.fix_positions)
+            action = run_picker(picker, self.theme)
+            cursor, note = picker.cursor, ""
+            try:
+                if action.kind == "back":
+                    break
+                if action.kind == "train":
+                    self.train(session)
+                    return
+                if action.kind == "accept":
+                    self.accept(session)
+                    note = f"accepted: {self._accepted_anchors()} · t trains · esc, then another prompt adds a case"
+                    continue
+                note = self.apply(session, action) or _finish_note(session)
+                cursor = self._reopening(session, cursor)
+            except LawfError as error:
+                note = str(error)
+        self._print_answer(session)
+        self._print_accepted(session)
+
+    def apply(self, session: SessionPort, action: Action) -> str:
+        """Do one correction and stream what the model makes of it; what there is to say about it."""
+        if action.kind in ("undo", "redo"):
+            moved = session.undo() if action.kind == "undo" else session.redo()
+            self._count(session)
+            return "" if moved else f"nothing to {action.kind}"
+        before = current_node(session)
+        work.correct(session, action, before, self.console, self.theme)
+        self._count(session)
+        if session.node is not None and session.node is not before:
+            self.console.print(work.correction_line(before, session.node, self.theme))
+        return ""
+
+    def accept(self, session: SessionPort) -> None:
+        """Keep the answer for training; what was accepted is printed when the answer view is left."""
+        self.accepted_case = session.accept()
+        self.accepted = session.node
+        self._count(session)
+
+    def _accept_here(self, session: SessionPort) -> None:
+        self.accept(session)
+        self._print_answer(session)
+        self._print_accepted(session)
+
+    def _accepted_anchors(self) -> str:
+        anchors = self.accepted_case.anchors if self.accepted_case is not None else ()
+        if len(anchors) != 1:
+            return f"{len(anchors)} anchors"
+        return f"{token_label(anchors[0].rejected)} → {token_label(anchors[0].chosen)} at {anchors[0].position}"
+
+    def _print_accepted(self, session: SessionPort) -> None:
+        """The anchors of what was accepted last, once."""
+        if self.accepted_case is not None:
+            self.console.print(Padding(anchors_table(self.accepted_case.anchors, self.theme), (0, 0, 0, 2)))
+            self.console.print()
+            prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
+            self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, another prompt adds a case")
+        self.accepted_case = None
+
+    def train(self, session: SessionPort) -> None:
+        """Accept what is not accepted yet, train, and show before and after."""
+        if session.node is not None and session.node is not self.accepted and session.node.fix_positions:
+            self.accept(session)
+        self._print_answer(session)
+        self._print_accepted(session)
+        if work.train(session, self.console, self.theme):
+            work.compare(session, self.console, self.theme)
+
+    def _print_answer(self, session: SessionPort) -> None:
+        """The answer into the scrollback, once for each state of it."""
+        if session.node is not None and session.node is not self.shown:
+            self.shown = session.node
+            tokens = session.node.completion.tokens
+            self.console.print(answer_view(tokens, self.theme, self.console.width, fixed=session.node.fix_positions))
+            self.console.print()
+
+    def _reopening(self, session: SessionPort, cursor: int) -> int:
+        """Where the view opens after a correction: the least sure token behind it."""
+        node = session.node
+        if node is None:
+            return cursor
+        start = cursor if node.correction is None else node.correction.position
+        return least_sure(node.completion.tokens, start, node.fix_positions)
+
+    def _count(self, session: SessionPort) -> None:
+        open_anchors = session.anchors() if session.node is not None and session.node is not self.accepted else ()
+        self.anchor_count = sum(len(case.anchors) for case in session.cases) + len(open_anchors)
+
+    def _command(self, session: SessionPort, name: str, argument: str) -> None:
+        """One command: of this loop, a correction, or something to show."""
+        if name in self._own:
+            self._own[name](session)
+        elif name in CORRECTIONS:
+            note = self.apply(session, CORRECTIONS[name](session, argument))
+            if note:
+                self.say(note)
+            else:
+                self.edit(session)
+        else:
+            self.show(REPORTS[name](session, argument, self.theme))
+
+    def _help(self, argument: str) -> None:
+        if argument:
+            self.show(commands.help_line(commands.find(argument.strip().lstrip("/")), self.theme))
+        else:
+            self.show(commands.help_table(self.theme))
+
+
+def _finish_note(session: SessionPort) -> str:
+    """What to say about an answer that did not end by itself."""
+    finish = session.node.completion.finish if session.node is not None else "eos"
+    return {"interrupted": "stopped before its end: + goes on", "length": "cut at max_tokens: + goes on, e ends it"}.get(finish, "")

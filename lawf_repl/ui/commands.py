@@ -1,0 +1,143 @@
+"""The commands of the prompt: one table, from which /help and completion are made and by which a typed line is understood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from rich.table import Table
+from rich.text import Text
+
+from lawf_repl.errors import UsageError
+from lawf_repl.ui.theme import Theme
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its arguments as the help shows them, what it does, and the words its first argument can be."""
+
+    name: str
+    arguments: str
+    help: str
+    choices: tuple[str, ...] = ()
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A line that was understood: a command with its argument, or a prompt for the model (no command)."""
+
+    command: Command | None
+    argument: str
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("edit", "", "open the answer view again", group="answer"),
+    Command("tokens", "", "every token of the answer: id, p, rank, entropy", group="answer"),
+    Command("alternatives", "POSITION", "what could have stood at a position", group="answer"),
+    Command("fix", "POSITION TEXT", "put TEXT at a position and let the model go on", group="answer"),
+    Command("pick", "POSITION NUMBER", "take an alternative by its number", group="answer"),
+    Command("delete", "POSITION [COUNT]", "delete tokens and let the model go on", group="answer"),
+    Command("end", "POSITION", "end the answer before a position", group="answer"),
+    Command("append", "TEXT", "go on where the answer ended", group="answer"),
+    Command("undo", "", "take the last correction back", group="answer"),
+    Command("redo", "", "make it again", group="answer"),
+    Command("anchors", "", "what training will change", group="train"),
+    Command("accept", "", "the answer is right: keep it for training", group="train"),
+    Command("train", "", "train the adapter, then compare", group="train"),
+    Command("compare", "", "before and after side by side, and the scorecard", group="train"),
+    Command("paraphrase", "PROMPT", "a prompt that must give the accepted answer too", group="train"),
+    Command("neighbour", "PROMPT", "a prompt whose answer must not change", group="train"),
+    Command("confidence", "C", "strength of the next corrections: 1 hard, less is a preference", group="train"),
+    Command("adapter", "on|off|reset|save DIR", "use the adapter, drop it, or save it as a peft directory",
+            ("on", "off", "reset", "save"), "keep"),
+    Command("save", "[PATH]", "save the session", group="keep"),
+    Command("system", "[TEXT]", "the system prompt of the next questions; nothing clears it", group="set"),
+    Command("set", "[NAME VALUE]", "change a setting; alone: show them",
+            ("confidence", "target_p", "max_tokens", "max_steps", "temperature"), "set"),
+    Command("model", "", "what is loaded, and where", group="set"),
+    Command("help", "[COMMAND]", "this list, or one line of it", group="set"),
+    Command("quit", "", "leave (Ctrl-D does too)", group="set"),
+)
+GROUPS = {"answer": "the answer", "train": "training", "keep": "keeping", "set": "the rest"}
+
+
+def find(name: str) -> Command:
+    """The command of this name or unique prefix; UsageError says what is ambiguous or what may have been meant."""
+    lowered = name.lower()
+    exact = [command for command in COMMANDS if command.name == lowered]
+    matches = exact or [command for command in COMMANDS if lowered and command.name.startswith(lowered)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError("ambiguous: " + ", ".join(f"/{command.name}" for command in matches))
+    close = get_close_matches(lowered, [command.name for command in COMMANDS], n=1, cutoff=0.5)
+    raise UsageError(f"no command /{name}" + (f"; did you mean /{close[0]}?" if close else "; /help lists them"))
+
+
+def parse(line: str) -> Request:
+    """A typed line: /name argument is a command, // at the start a prompt that begins with one slash, all else a prompt."""
+    stripped = line.strip()
+    if not stripped.startswith("/"):
+        return Request(None, line.strip("\n"))
+    if stripped.startswith("//"):
+        return Request(None, stripped[1:])
+    parts = stripped[1:].split(maxsplit=1)
+    name = parts[0] if parts and not stripped[1:2].isspace() else ""
+    if not name:
+        raise UsageError("a command's name follows the slash; /help lists them, // starts a prompt with a slash")
+    return Request(find(name), parts[1] if len(parts) > 1 else "")
+
+
+def position_and_rest(command: Command, argument: str) -> tuple[int, str]:
+    """The position that starts an argument, and what follows one space behind it, further spaces included."""
+    number, _, rest = argument.partition(" ")
+    if not number.isdecimal() or (not rest and " " in command.arguments and "[" not in command.arguments):
+        raise UsageError(f"expected /{command.name} {command.arguments}, found {argument!a}; /tokens shows the positions")
+    return int(number), rest
+
+
+def help_table(theme: Theme) -> Table:
+    """All commands, grouped, one line each."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for group, title in GROUPS.items():
+        table.add_row(Text(title, theme.rich("quiet")), "")
+        for command in COMMANDS:
+            if command.group == group:
+                table.add_row(_usage(command, theme), Text(command.help))
+    return table
+
+
+def help_line(command: Command, theme: Theme) -> Text:
+    """One command's line of the help."""
+    return _usage(command, theme).append(f"  {command.help}")
+
+
+def _usage(command: Command, theme: Theme) -> Text:
+    text = Text("  ").append(f"/{command.name}", theme.rich("accent"))
+    return text.append(f" {command.arguments}" if command.arguments else "")
+
+
+class CommandCompleter(Completer):
+    """Completes command names, and the first argument where it is one of a few words."""
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """Every command that begins like the line, with its help beside it."""
+        line = document.text_before_cursor
+        if not line.startswith("/") or line.startswith("//"):
+            return
+        name, space, argument = line[1:].partition(" ")
+        if not space:
+            for command in COMMANDS:
+                if command.name.startswith(name.lower()):
+                    yield Completion(command.name, start_position=-len(name), display=f"/{command.name}", display_meta=command.help)
+            return
+        matches = [command for command in COMMANDS if command.name == name.lower()]
+        for choice in matches[0].choices if matches and " " not in argument else ():
+            if choice.startswith(argument):
+                yield Completion(choice, start_position=-len(argument))

@@ -1,0 +1,166 @@
+"""What the commands mean: corrections as Actions for the session, all else as something to show. Nothing is printed here."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from lawf_repl.errors import UsageError
+from lawf_repl.records import Node
+from lawf_repl.ui import commands
+from lawf_repl.ui.layout import visible
+from lawf_repl.ui.port import Action, SessionPort
+from lawf_repl.ui.render import alternative_rows, alternatives_table, anchors_table, tokens_table
+from lawf_repl.ui.theme import Theme
+
+ASKED_ALTERNATIVES = 20
+
+
+def current_node(session: SessionPort, position: int = 0) -> Node:
+    """The answer that stands; UsageError if there is none or it has no such position."""
+    node = session.node
+    if node is None:
+        raise UsageError("there is no answer yet: type a prompt first")
+    if position > len(node.completion.tokens):
+        raise UsageError(f"expected a position up to {len(node.completion.tokens) - 1}, found {position}; /tokens shows them")
+    return node
+
+
+def _position(session: SessionPort, name: str, argument: str) -> tuple[int, str]:
+    position, rest = commands.position_and_rest(commands.find(name), argument)
+    current_node(session, position)
+    return position, rest
+
+
+def _fix(session: SessionPort, argument: str) -> Action:
+    position, text = _position(session, "fix", argument)
+    lead = "" if text[:1].isspace() else session.lead(position)
+    return Action("replace", position, text=lead + text)
+
+
+def _pick(session: SessionPort, argument: str) -> Action:
+    position, text = _position(session, "pick", argument)
+    node = current_node(session, position + 1)
+    token = node.completion.tokens[position]
+    rows = alternative_rows(token, session.alternatives(position, ASKED_ALTERNATIVES) or token.alternatives)
+    number = int(text) if text.strip().isdecimal() else 0
+    chosen = rows[number - 1].alternative if 0 < number <= len(rows) else None
+    if chosen is None:
+        raise UsageError(f"expected a number from 1 to {len(rows) - 1}, found {text!a}; /alternatives {position} shows them")
+    return Action("pick", position, token_id=chosen.id)
+
+
+def _delete(session: SessionPort, argument: str) -> Action:
+    position, text = _position(session, "delete", argument)
+    if text and not text.strip().isdecimal():
+        raise UsageError(f"expected a number of tokens to delete, found {text!a}")
+    return Action("delete", position, count=int(text or 1))
+
+
+def _end(session: SessionPort, argument: str) -> Action:
+    return Action("end", _position(session, "end", argument)[0])
+
+
+def _append(session: SessionPort, argument: str) -> Action:
+    tokens = current_node(session).completion.tokens
+    if not argument:
+        raise UsageError("expected /append TEXT")
+    ended = bool(tokens) and tokens[-1].special
+    return Action("go_on", len(tokens) - ended, text=argument if not tokens or argument[0].isspace() else f" {argument}")
+
+
+CORRECTIONS: dict[str, Callable[[SessionPort, str], Action]] = {
+    "fix": _fix, "pick": _pick, "delete": _delete, "end": _end, "append": _append,
+    "undo": lambda session, argument: Action("undo"), "redo": lambda session, argument: Action("redo"),
+}
+
+
+def _tokens(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    return tokens_table(current_node(session).completion.tokens, theme)
+
+
+def _alternatives(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    position, _ = _position(session, "alternatives", argument)
+    token = current_node(session, position + 1).completion.tokens[position]
+    return alternatives_table(token, session.alternatives(position, ASKED_ALTERNATIVES) or token.alternatives, theme)
+
+
+def _anchors(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    current_node(session)
+    return anchors_table(session.anchors(), theme)
+
+
+def _need(argument: str, name: str) -> str:
+    if not argument.strip():
+        raise UsageError(f"expected /{name} {commands.find(name).arguments}")
+    return argument.strip()
+
+
+def _paraphrase(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.add_paraphrase(_need(argument, "paraphrase"))
+    return _quiet("it must give the accepted answer too; /compare measures it", theme)
+
+
+def _neighbour(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.add_neighbour(_need(argument, "neighbour"))
+    return _quiet("its answer must not change; /compare measures it", theme)
+
+
+def _confidence(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.set_setting("confidence", _need(argument, "confidence"))
+    return _quiet(f"confidence of the next corrections: {session.settings.confidence:.3g}", theme)
+
+
+def _adapter(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    verb, _, path = argument.strip().partition(" ")
+    if verb == "save" and path.strip():
+        return _quiet(f"adapter saved in {session.save_adapter(os.path.expanduser(path.strip()))}", theme)
+    if verb in ("on", "off") and not path:
+        session.switch_adapter(verb == "on")
+        return _quiet(f"adapter {verb}", theme)
+    if verb == "reset" and not path:
+        session.reset_adapter()
+        return _quiet("adapter dropped: the model is the base again", theme)
+    raise UsageError(f"expected /adapter {commands.find('adapter').arguments}, found {argument!a}")
+
+
+def _save(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    path = os.path.expanduser(argument.strip()) or time.strftime("lawf-%Y%m%d-%H%M%S.jsonl")
+    return _quiet(f"session saved in {session.save(path)}", theme)
+
+
+def _system(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.set_system(argument.strip())
+    return _quiet("system prompt set for the next questions" if argument.strip() else "no system prompt any more", theme)
+
+
+def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    name, _, value = argument.strip().partition(" ")
+    if name and not value.strip():
+        raise UsageError("expected /set NAME VALUE; /set alone shows the settings")
+    if name:
+        session.set_setting(name, value.strip())
+        return _quiet(f"{name} is now {value.strip()}", theme)
+    settings = session.settings
+    rows = (("confidence", f"{settings.confidence:.3g}"), ("target_p", f"{settings.target_p:.3g}"),
+            ("max_tokens", str(settings.max_tokens)), ("system", settings.system or "none"))
+    return Text("\n").join([Text(f"{name:<12}", theme.rich("quiet")).append(visible(value), theme.rich("sure")) for name, value in rows])
+
+
+def _model(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    adapter = "on" if session.adapter_on else "off" if session.has_adapter else "none"
+    return Text(visible(f"{session.model_name} on {session.device} in {session.dtype}, adapter {adapter}"))
+
+
+def _quiet(text: str, theme: Theme) -> Text:
+    return Text(visible(text), theme.rich("quiet"))
+
+
+REPORTS: dict[str, Callable[[SessionPort, str, Theme], RenderableType]] = {
+    "tokens": _tokens, "alternatives": _alternatives, "anchors": _anchors, "paraphrase": _paraphrase, "neighbour": _neighbour,
+    "confidence": _confidence, "adapter": _adapter, "save": _save, "system": _system, "set": _set, "model": _model,
+}

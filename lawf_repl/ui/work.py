@@ -1,0 +1,149 @@
+"""What takes time, with a live view that Ctrl-C ends: streaming an answer, correcting, training, comparing. Part of app.py's printing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+from prompt_toolkit import prompt
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from lawf_repl.errors import UsageError
+from lawf_repl.records import Node, Token, TrainStep
+from lawf_repl.ui.compare import comparison, scorecard_table, sentence
+from lawf_repl.ui.layout import piece, token_label
+from lawf_repl.ui.port import Action, SessionPort, Stop
+from lawf_repl.ui.render import answer_view, shorten, training_panel
+from lawf_repl.ui.terminal import Interruptible
+from lawf_repl.ui.theme import Theme
+
+REDRAW_SECONDS = 0.08
+
+
+def waiting(what: str, console: Console, theme: Theme) -> AbstractContextManager[object]:
+    """A spinner that says what is waited for; one line where nothing may move."""
+    if theme.plain or not console.is_terminal:
+        console.print(Text(f"{what} …"))
+        return nullcontext()
+    return console.status(Text(what, theme.rich("quiet")), spinner="dots", spinner_style=theme.rich("accent"))
+
+
+def stream(start: Callable[[Stop], Iterator[Token]], kept: tuple[Token, ...], console: Console, theme: Theme) -> None:
+    """Show tokens as they come, behind those that were kept; Ctrl-C stops. The live view is erased: the answer view takes its place."""
+    tokens = list(kept)
+    with Interruptible() as stop:
+        if theme.plain:
+            for token in start(stop):
+                console.print(Text(piece(token), end=""), end="", soft_wrap=True)
+            console.print()
+            return
+        with Live(_tail(tokens, console, theme), console=console, transient=True, auto_refresh=False) as live:
+            drawn = time.monotonic()
+            for token in start(stop):
+                tokens.append(token)
+                if time.monotonic() - drawn >= REDRAW_SECONDS:
+                    live.update(_tail(tokens, console, theme), refresh=True)
+                    drawn = time.monotonic()
+
+
+def _tail(tokens: list[Token], console: Console, theme: Theme) -> Text:
+    """The last lines of an answer that is being written: what fits on the screen."""
+    if not tokens:
+        return Text("  …", theme.rich("quiet"))
+    lines = answer_view(tokens, theme, console.width).split("\n", allow_blank=True)
+    return Text("\n", no_wrap=True).join(list(lines)[-max(3, console.height - 4):])
+
+
+def correct(session: SessionPort, action: Action, before: Node, console: Console, theme: Theme) -> None:
+    """Do one correction and stream what the model makes of it."""
+    position = action.position
+    verbs: dict[str, Callable[[Stop], Iterator[Token]]] = {
+        "replace": lambda stop: session.replace(position, action.text, stop),
+        "pick": lambda stop: session.pick(position, action.token_id, stop),
+        "delete": lambda stop: session.delete(position, action.count, stop),
+        "end": lambda stop: session.end(position, stop),
+        "go_on": lambda stop: session.go_on(action.text, stop),
+    }
+    if action.kind not in verbs:
+        raise UsageError(f"{action.kind} is no correction")
+    stream(verbs[action.kind], before.completion.tokens[:position], console, theme)
+
+
+def correction_line(before: Node, after: Node, theme: Theme) -> Text:
+    """What a correction did, in one line for the scrollback."""
+    correction = after.correction
+    line = Text("  ✎ ", theme.rich("accent"), no_wrap=True, overflow="ellipsis")
+    if correction is None:
+        return line.append("back at the first answer")
+    start, new_tokens, old_tokens = correction.position, after.completion.tokens, before.completion.tokens
+    old = "".join(token_label(token.text, token.special) for token in old_tokens[start:start + max(1, len(correction.ids))] if token.text)
+    new = "".join(token_label(token.text, token.special) for token in new_tokens[start:start + len(correction.ids)] if token.text)
+    line.append(f"at {start}  ", theme.rich("quiet"))
+    if correction.kind == "delete":
+        return line.append("deleted ").append(shorten(old, 30), theme.rich("before"))
+    if correction.kind == "end":
+        return line.append("ends here")
+    line.append(shorten(old or "∅", 30), theme.rich("before")).append(" → ", theme.rich("quiet"))
+    return line.append(shorten(new, 30), theme.rich("after"))
+
+
+def train(session: SessionPort, console: Console, theme: Theme) -> bool:
+    """Train with one live panel; True if there is an adapter to look at, False if the user dropped it."""
+    anchors = [anchor for case in session.cases for anchor in case.anchors]
+    target = session.settings.target_p
+    steps: list[TrainStep] = []
+
+    def panel() -> RenderableType:
+        return training_panel(anchors, steps, None, theme, target_p=target, width=console.width)
+
+    with Interruptible() as stop:
+        if theme.plain or not console.is_terminal:
+            for step in session.train(stop):
+                steps.append(step)
+        else:
+            with Live(get_renderable=panel, console=console, transient=True, auto_refresh=False) as live:
+                drawn = 0.0
+                for step in session.train(stop):
+                    steps.append(step)
+                    if time.monotonic() - drawn >= REDRAW_SECONDS:
+                        live.refresh()
+                        drawn = time.monotonic()
+    result = session.training
+    console.print(training_panel(anchors, steps, result, theme, target_p=target, width=console.width))
+    if result is not None and result.stop_reason == "interrupted" and not _keeps(console, theme):
+        session.discard_training()
+        console.print(Text("discarded: the adapter is as it was before", theme.rich("quiet")))
+        return False
+    return result is not None
+
+
+def _keeps(console: Console, theme: Theme) -> bool:
+    """Ask what becomes of an interrupted training; no answer keeps it."""
+    try:
+        answer = prompt([("class:prompt", "keep the best so far, or discard it? [K/d] ")], style=theme.prompt_toolkit())
+    except (KeyboardInterrupt, EOFError):
+        return True
+    return not answer.strip().lower().startswith("d")
+
+
+def compare(session: SessionPort, console: Console, theme: Theme) -> None:
+    """Before and after of every accepted prompt, the scorecard, and what it means."""
+    if not session.cases:
+        raise UsageError("nothing to compare yet: correct an answer, accept it, then /train")
+    with Interruptible() as stop:
+        with waiting("answering again, before and after", console, theme):
+            reruns = session.rerun(stop)
+        console.print()
+        for rerun in reruns:
+            console.print(comparison(rerun, theme))
+            console.print()
+        with waiting("measuring what else changed", console, theme):
+            card = session.scorecard(reruns)
+    console.print(scorecard_table(card, len(reruns), theme))
+    fixed = bool(reruns) and all(rerun.fixed for rerun in reruns)
+    console.print()
+    console.print(Text(sentence(card, reruns), theme.rich("good" if fixed else "bad")))
+    console.print()

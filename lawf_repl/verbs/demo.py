@@ -1,0 +1,74 @@
+"""`lawf demo`: a planted mistake of the embedded model, in the REPL or, without a terminal, corrected by itself."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lawf_repl.config import Settings
+from lawf_repl.errors import UsageError
+
+EDITS = Path(__file__).parent.parent / "demo" / "edits.json"
+
+
+def load_edits() -> list[dict[str, Any]]:
+    """The planted mistakes: name, kind, prompt, wrong, right, paraphrases, neighbours."""
+    edits: list[dict[str, Any]] = json.loads(EDITS.read_text(encoding="utf-8"))
+    return edits
+
+
+def run_demo(options: argparse.Namespace, settings: Settings) -> int:
+    """List the mistakes, open the REPL on one, or play its correction. Raises UsageError for an unknown name."""
+    edits = load_edits()
+    if options.list:
+        if settings.json:
+            print(json.dumps({"schema": "lawf.demo/1", "edits": edits}, ensure_ascii=False))
+        else:
+            width = max(len(edit["name"]) for edit in edits)
+            for edit in edits:
+                print(f"{edit['kind']:<12} {edit['name']:<{width}}  {edit['prompt']}")
+        return 0
+    if settings.model is not None:
+        raise UsageError("lawf demo plays on the embedded demo model: leave out --model, or use lawf --model")
+    edit = pick(edits, options.name)
+    if sys.stdin.isatty() and sys.stdout.isatty() and not settings.json:
+        from lawf_repl.verbs.repl import start_repl
+
+        return start_repl(settings, edit)
+    return play(edit, settings)
+
+
+def pick(edits: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
+    """The edit of a name, or the first one; a unique prefix is enough."""
+    if name is None:
+        return edits[0]
+    found = [edit for edit in edits if edit["name"] == name] or [edit for edit in edits if edit["name"].startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{name!r} is ambiguous: {', '.join(edit['name'] for edit in found[:6])}")
+    near = difflib.get_close_matches(name, [edit["name"] for edit in edits], n=1, cutoff=0.5)
+    raise UsageError(f"no planted mistake is called {name!r}: see lawf demo --list" + (f" (did you mean {near[0]}?)" if near else ""))
+
+
+def play(edit: dict[str, Any], settings: Settings) -> int:
+    """Correct it from start to end, printing every step; exit code 1 if it was not fixed."""
+    from lawf_repl.engine.base import load_engine
+    from lawf_repl.measure.probes import demo_probes
+    from lawf_repl.session import open_session
+    from lawf_repl.verbs.fix import Job, carry_out, outcome_json
+    from lawf_repl.verbs.inputs import interruptible
+    from lawf_repl.verbs.story import Story
+
+    system = [{"role": "system", "content": settings.system}] if settings.system else []
+    job = Job([*system, {"role": "user", "content": edit["prompt"]}], want=edit["right"], paraphrases=edit["paraphrases"], neighbours=edit["neighbours"])
+    engine = load_engine(settings)
+    with interruptible() as stop:
+        outcome = carry_out(open_session(engine, settings, demo_probes(engine)), job, None if settings.json else Story(settings), stop)
+    if settings.json:
+        print(json.dumps(outcome_json(outcome), ensure_ascii=False))
+    return 130 if outcome.interrupted else 0 if outcome.fixed else 1

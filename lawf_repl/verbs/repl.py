@@ -1,0 +1,33 @@
+"""Starting the REPL: the model loads behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lawf_repl.config import Settings
+from lawf_repl.ui.app import run_repl
+
+if TYPE_CHECKING:  # the real import brings torch and would hold the prompt back
+    from lawf_repl.session import Session
+
+
+def start_repl(settings: Settings, edit: dict[str, Any] | None = None) -> int:
+    """The REPL, on a planted mistake if one is given."""
+    def load() -> Session:
+        from lawf_repl.engine.base import load_engine
+        from lawf_repl.measure.probes import demo_probes
+        from lawf_repl.session import open_session
+
+        engine = load_engine(settings)
+        session = open_session(engine, settings, demo_probes(engine))
+        if edit:
+            for text in edit["paraphrases"]:
+                session.add_paraphrase(text)
+            for text in edit["neighbours"]:
+                session.add_neighbour(text)
+        return session
+
+    intro = None
+    if edit:
+        intro = f"The demo model answers this wrongly. It should say: {edit['right']}"
+    return run_repl(load, first_prompt=edit["prompt"] if edit else None, intro=intro, plain=settings.plain)

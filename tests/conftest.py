@@ -1,0 +1,65 @@
+"""Fixtures: a byte tokenizer, seeded tiny models, and the embedded demo model, each loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from lawf_repl.config import Settings
+from lawf_repl.demo.vocabulary import CHAT_TEMPLATE, byte_characters
+from lawf_repl.engine.base import Engine, HubTokenizer, load_engine
+from lawf_repl.measure.probes import ProbeSet, demo_probes
+from lawf_repl.session import Session
+
+torch.set_num_threads(2)
+
+
+def make_byte_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """A token for each byte and three marks; every character beyond ASCII is several tokens."""
+    vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    vocabulary |= {character: 3 + byte for byte, character in sorted(byte_characters().items())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=template,
+                                   additional_special_tokens=["<|im_start|>"], clean_up_tokenization_spaces=False)
+
+
+def make_tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
+    """Four layers of width 32 over the byte vocabulary, random but always the same."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
+                         head_dim=16, max_position_embeddings=256, eos_token_id=2, pad_token_id=0, bos_token_id=None, initializer_range=0.3)
+    return Qwen3ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> HubTokenizer:
+    return HubTokenizer(make_byte_tokenizer())
+
+
+@pytest.fixture
+def tiny_engine() -> Engine:
+    return Engine(make_tiny_model(), make_byte_tokenizer(), "tiny")
+
+
+@pytest.fixture(scope="session")
+def demo_engine() -> Engine:
+    return load_engine(Settings())
+
+
+@pytest.fixture(scope="session")
+def demo_probe_set(demo_engine: Engine) -> ProbeSet:
+    return demo_probes(demo_engine)
+
+
+@pytest.fixture
+def demo_session(demo_engine: Engine) -> Iterator[Session]:
+    """A session on the demo model; whatever adapter it trains is taken out of the shared model again."""
+    session = Session(demo_engine, Settings())
+    yield session
+    session.reset_adapter()

@@ -172,7 +172,7 @@ class Session:
 
     def end(self, position: int, stop: Stop = never) -> Iterator[Token]:
         """Let the answer end at `position`: the end-of-turn token becomes the anchor."""
-        self._check(position)
+        position, _ = self._kept(position)
         if self.engine.end_id is None:
             raise FixError(f"{self.engine.name} has no end-of-turn token: its answers cannot be ended")
         return self._correct("end", position, [self.engine.end_id], "", stop)

@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
 class TextStream:
     """Texts of tokens as they come. A token that ends inside a character gives "", the one that completes it the character.
 
-    The texts given so far, and `rest()` behind them, join to the decoded ids.
+    The texts given so far, and `flush()` behind them, join to the decoded ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
@@ -45,9 +45,16 @@ class TextStream:
         self._group = []
         return text
 
-    def rest(self) -> str:
-        """What the unfinished character shows at the end of a text."""
-        return self._group_text() if self._group else ""
+    def prime(self, ids: Sequence[int]) -> None:
+        """Take `ids` as tokens given already, the last of which end inside a character."""
+        self._group += ids
+
+    def flush(self) -> str:
+        """What an unfinished character shows where the text ends or a special token follows; "" if there is none."""
+        text = self._group_text() if self._group else ""
+        self._context = (self._context + self._group)[-TAIL:]
+        self._group = []
+        return text
 
     def _group_text(self) -> str:
         return text_behind(self._tokenizer, self._context, self._group)
@@ -67,9 +74,13 @@ def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
     """One text per id, joining to the decoded ids; the last token also carries an unfinished character."""
     stream = TextStream(tokenizer, context)
-    texts = [stream.push(id_) for id_ in ids]
+    texts: list[str] = []
+    for id_ in ids:
+        if texts and tokenizer.is_special(id_):
+            texts[-1] += stream.flush()
+        texts.append(stream.push(id_))
     if texts:
-        texts[-1] += stream.rest()
+        texts[-1] += stream.flush()
     return texts
 
 

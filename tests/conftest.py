@@ -15,8 +15,6 @@ from lawf_repl.engine.base import Engine, HubTokenizer, load_engine
 from lawf_repl.measure.probes import ProbeSet, demo_probes
 from lawf_repl.session import Session
 
-torch.set_num_threads(2)
-
 
 def make_byte_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """A token for each byte and three marks; every character beyond ASCII is several tokens."""

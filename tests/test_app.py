@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,209 +16,153 @@ from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from lawf_repl.errors import FixError, ModelError, NothingToFix, TrainingError, UsageError
-from lawf_repl.records import (
-    Alternative, Anchor, Case, Check, Completion, Correction, CorrectionKind, Node, ProbeResult, Rerun, Scorecard, Token, TrainingResult,
-    TrainStep,
-)
+from lawf_repl.errors import ModelError
 from lawf_repl.ui.app import run_repl
-
-END = Token(0, "<|im_end|>", 0.99, 0, 0.05, (Alternative(0, "<|im_end|>", 0.99),), special=True)
-ANSWERS = {
-    "What is the capital of Australia?": "The capital of Australia is Sydney.",
-    "你是谁？": "我是千问，一个由阿里训练的语言模型。\n我可以回答问题。",
-}
-Stop = Callable[[], bool]
+from lawf_repl.ui.terminal import Loader
+from tests.fake_session import FakeSession
 
 
-def tokens_of(text: str) -> list[Token]:
-    """Words with their leading space, Chinese and other characters one by one; Sydney is what the model is unsure of."""
-    tokens = []
-    for number, part in enumerate(re.findall(r" ?[A-Za-z0-9]+|\s|.", text)):
-        p = 0.41 if "Sydney" in part or part in "千问" else 0.62 if number % 7 == 3 else 0.97
-        others = (Alternative(901, " Canberra", 0.33), Alternative(902, " Melbourne", 0.08)) if p < 0.5 else ()
-        tokens.append(Token(100 + sum(map(ord, part)), part, p, 0, 1.2, (Alternative(100 + sum(map(ord, part)), part, p), *others)))
-    return tokens
+def run(pipe: PipeInput, keys: str, session: FakeSession | None = None, *, plain: bool = False, first: str | None = None,
+        load: Callable[[], FakeSession] | None = None) -> tuple[int, str]:
+    """A whole run of the loop on the given bytes; exit code and all that was printed."""
+    file = io.StringIO()
+    fake = session or FakeSession()
+    with create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text(keys)
+        code = run_repl(load or (lambda: fake), first_prompt=first, intro="welcome" if first else None, plain=plain, model_name="tiny",
+                        console=Console(file=file, width=100, color_system=None, highlight=False))
+    return code, file.getvalue()
 
 
-@dataclass
-class Settings:
-    confidence: float = 1.0
-    target_p: float = 0.95
-    max_tokens: int = 128
-    system: str | None = None
+@pytest.fixture(autouse=True)
+def _no_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAWF_NO_HISTORY", "1")
 
 
-class FakeSession:
-    """The verbs of a session over a dictionary of answers: a fix puts its text, and the old rest follows."""
+@pytest.fixture
+def pipe() -> Iterator[PipeInput]:
+    with create_pipe_input() as created:
+        yield created
 
-    model_name, device, dtype = "demo", "cpu", "float32"
 
-    def __init__(self, pause: float = 0.0, steps: int = 12) -> None:
-        self.adapter_on = self.has_adapter = False
-        self.node: Node | None = None
-        self.cases: tuple[Case, ...] = ()
-        self.prompt_text = ""
-        self.training: TrainingResult | None = None
-        self.settings = Settings()
-        self.nodes: list[Node] = []
-        self.ahead: list[Node] = []
-        self.pause, self.steps = pause, steps
-        self.calls: list[str] = []
+def test_ask_fix_accept_train(pipe: PipeInput) -> None:
+    session = FakeSession()
+    code, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/save mine.jsonl\r\x04", session)
+    assert code == 0
+    assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "save mine.jsonl"]
+    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "accepted: 1 prompt", "converged", "[-Sydney-]",
+                     "{+Canberra+}",
+                     "not measured", "Fixed: the prompt now gives the accepted answer by itself", "session saved in mine.jsonl", "bye"):
+        assert expected in shown, expected
+    places = [shown.index(word) for word in ("accepted", "training", "[-Sydney-]", "reliability", "Fixed:")]
+    assert places == sorted(places)
 
-    def _yield(self, kept: list[Token], fresh: list[Token], correction: Correction | None, fixed: frozenset[int], stop: Stop) -> Iterator[Token]:
-        done = list(kept)
-        finished = True
-        for token in fresh:
-            if stop():
-                finished = False
-                break
-            time.sleep(self.pause)
-            done.append(token)
-            yield token
-        completion = Completion((1, 2), tuple(done), "eos" if finished else "interrupted")
-        self.node = Node(len(self.nodes), self.node.id if self.node else None, completion, correction, fixed)
-        self.nodes.append(self.node)
 
-    def ask(self, text: str, stop: Stop) -> Iterator[Token]:
-        self.calls.append(f"ask {text}")
-        self.prompt_text, self.node, self.nodes = text, None, []
-        return self._yield([], [*tokens_of(ANSWERS.get(text, text)), END], None, frozenset(), stop)
+def test_t_accepts_first_and_undo_redo_pick_delete_end_and_go_on_work(pipe: PipeInput) -> None:
+    session = FakeSession()
+    _, shown = run(pipe, "What is the capital of Australia?\r\r2u\x12" "t/edit\r0xq/edit\r$+ Yes\rq/quit\r", session)
+    assert session.calls[1:5] == ["replace 5  Canberra", "accept", "train", "rerun"]
+    assert session.calls[5:] == ["delete 0 ", "go_on 6  Yes"]
+    assert "deleted The" in shown
 
-    def _correct(self, kind: CorrectionKind, position: int, text: str, rest_from: int, stop: Stop) -> Iterator[Token]:
-        assert self.node is not None
-        self.calls.append(f"{kind} {position} {text}")
-        old = list(self.node.completion.tokens)
-        if position > len(old):
-            raise FixError(f"position {position} is outside the answer")
-        fix = [replace(token, p=0.3, rank=1) for token in tokens_of(text)]
-        if fix and [token.text for token in fix] == [token.text for token in old[position:position + len(fix)]]:
-            raise NothingToFix("the fix is what stands there already")
-        rest = [END] if kind == "end" else old[rest_from:] or [END]
-        ids = tuple(token.id for token in fix)
-        correction = Correction(kind, position, text, ids, self.node.completion.ids[position:])
-        fixed = frozenset({at for at in self.node.fix_positions if at < position} | set(range(position, position + len(fix))))
-        return self._yield(old[:position], fix + rest, correction, fixed, stop)
 
-    def replace(self, position: int, text: str, stop: Stop) -> Iterator[Token]:
-        return self._correct("replace", position, text, position + 1, stop)
+def test_first_prompt_stands_ready(pipe: PipeInput) -> None:
+    session = FakeSession()
+    code, shown = run(pipe, "\rq\x04", session, first="你是谁？")
+    assert code == 0 and session.calls == ["ask 你是谁？"] and shown.startswith("welcome")
+    assert "我是千问" in shown and "⟨im_end⟩" in shown
 
-    def pick(self, position: int, token_id: int, stop: Stop) -> Iterator[Token]:
-        assert self.node is not None
-        text = next(item.text for item in self.alternatives(position, 30) if item.id == token_id)
-        return self._correct("replace", position, text, position + 1, stop)
 
-    def delete(self, position: int, count: int, stop: Stop) -> Iterator[Token]:
-        return self._correct("delete", position, "", position + count, stop)
+def test_plain_needs_no_cursor(pipe: PipeInput) -> None:
+    session = FakeSession()
+    keys = "What is the capital of Australia?\r/fix 5 Canberra\r/tokens\r/alternatives 5\r/accept\r/train\r/quit\r"
+    code, shown = run(pipe, keys, session, plain=True)
+    assert code == 0 and session.calls[1:] == ["replace 5  Canberra", "accept", "train", "rerun"]
+    assert "\x1b" not in shown and "/fix POSITION TEXT" in shown and "·Canberra" in shown and "Fixed:" in shown and "╭" not in shown
 
-    def end(self, position: int, stop: Stop) -> Iterator[Token]:
-        return self._correct("end", position, "", position, stop)
 
-    def go_on(self, text: str, stop: Stop) -> Iterator[Token]:
-        assert self.node is not None
-        return self._correct("go_on", len(self.node.completion.tokens) - 1, text, len(self.node.completion.tokens) - 1, stop)
+def test_every_command_can_be_called_at_any_time(pipe: PipeInput) -> None:
+    lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo|/anchors|/accept
+        |/train|/compare|/paraphrase|/paraphrase p|/neighbour n|/confidence 0.5|/confidence x|/adapter|/adapter on|/adapter off
+        |/adapter reset|/adapter save d|/save|/system be brief|/system|/set|/set a b|/set a|/model|/t|/nothing|//usr|/fix 99 x
+        |/alternatives 99|/delete 0 x|/pick 0 77|/anchors|/accept""".split("|")
+    code, shown = run(pipe, "".join(line.strip() + "\r" for line in lines) + "\x04", plain=True)
+    assert code == 0
+    for expected in ("there is no answer yet", "ambiguous: /tokens, /train", "no command /nothing", "there is no adapter yet",
+                     "confidence of the next corrections: 0.5", "no setting a", "demo on cpu in float32", "nothing was corrected",
+                     "Traceback"):
+        assert (expected in shown) == (expected != "Traceback"), expected
 
-    def lead(self, position: int) -> str:
-        assert self.node is not None
-        tokens = self.node.completion.tokens
-        return " " if position < len(tokens) and tokens[position].text.startswith(" ") else ""
 
-    def preview(self, position: int, text: str) -> tuple[Token, ...]:
-        if "\x00" in text:
-            raise FixError("cannot be tokenized")
-        return tuple(replace(token, p=0.2, rank=3) for token in tokens_of(text))
+def test_a_model_that_cannot_be_loaded_ends_the_loop(pipe: PipeInput) -> None:
+    def load() -> FakeSession:
+        time.sleep(0.2)
+        raise ModelError("no such model: /nowhere")
 
-    def alternatives(self, position: int, count: int) -> tuple[Alternative, ...]:
-        assert self.node is not None
-        found = self.node.completion.tokens[position].alternatives
-        return (*found, *(Alternative(2000 + number, f" city{number}", 0.003) for number in range(count - len(found))))
+    code, shown = run(pipe, "", load=load)
+    assert code == 2 and "lawf: no such model: /nowhere" in shown and "Traceback" not in shown
 
-    def undo(self) -> bool:
-        return self._move(self.nodes, -1)
 
-    def redo(self) -> bool:
-        return self._move(self.nodes, 1)
+def test_the_first_question_waits_for_the_model(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, waited_for = FakeSession(), threading.Event()
+    wait = Loader.wait
 
-    def _move(self, nodes: list[Node], by: int) -> bool:
-        assert self.node is not None
-        at = nodes.index(self.node) + by
-        if not 0 <= at < len(nodes):
-            return False
-        self.node = nodes[at]
-        return True
+    def noticed(loader: Loader, seconds: float) -> None:
+        waited_for.set()
+        wait(loader, seconds)
 
-    def anchors(self) -> tuple[Anchor, ...]:
-        if self.node is None:
-            return ()
-        tokens = self.node.completion.tokens
-        return tuple(Anchor(at, 5, tokens[at].id, " Sydney", tokens[at].text, 1.0, 0.3) for at in sorted(self.node.fix_positions))
+    def load() -> FakeSession:
+        assert waited_for.wait(30), "loading ends only after the loop has begun to wait for it"
+        return session
 
-    def accept(self) -> Case:
-        if self.node is None or not self.node.fix_positions:
-            raise NothingToFix("nothing was corrected: there is nothing to train")
-        self.calls.append("accept")
-        case = Case(self.prompt_text, (1, 2), self.node.completion.ids, self.anchors())
-        self.cases = (*(old for old in self.cases if old.prompt != case.prompt), case)
-        return case
+    monkeypatch.setattr(Loader, "wait", noticed)
+    code, shown = run(pipe, "hello\rq\x04", load=load)
+    assert code == 0 and session.calls == ["ask hello"]
+    assert "loading tiny" in shown
 
-    def train(self, stop: Stop) -> Iterator[TrainStep]:
-        anchors = [anchor for case in self.cases for anchor in case.anchors]
-        if not anchors:
-            raise TrainingError("nothing to train: correct an answer and accept it first")
-        self.calls.append("train")
-        return self._train(len(anchors), stop)
 
-    def _train(self, count: int, stop: Stop) -> Iterator[TrainStep]:
-        number, reason = 0, "converged"
-        for number in range(1, self.steps + 1):
-            if stop():
-                reason = "interrupted"
-                break
-            time.sleep(self.pause)
-            p = number / self.steps
-            yield TrainStep(number, 2.0 / number ** 1.5, tuple(min(0.99, p) for _ in range(count)), 0.0004 * p * (2 - p), number * 0.05, p > 0.5)
-        self.training = TrainingResult(number, number * 0.05, reason, 0.01, (0.96,) * count, 0.62)  # type: ignore[arg-type]
-        self.adapter_on = self.has_adapter = True
+def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:
+    code, shown = run(pipe, "abc\x03\x03")
+    assert code == 0 and "Ctrl-C again" in shown and shown.rstrip().endswith("bye")
 
-    def discard_training(self) -> None:
-        self.calls.append("discard")
-        self.adapter_on = self.has_adapter = False
 
-    def switch_adapter(self, on: bool) -> None:
-        if on and not self.has_adapter:
-            raise UsageError("there is no adapter yet: /train makes one")
-        self.adapter_on = on
+def _interrupt_after(seconds: float) -> None:
+    threading.Timer(seconds, lambda: os.kill(os.getpid(), 2)).start()
 
-    def reset_adapter(self) -> None:
-        self.adapter_on = self.has_adapter = False
 
-    def rerun(self, stop: Stop) -> tuple[Rerun, ...]:
-        self.calls.append("rerun")
-        assert self.node is not None
-        before = Completion((1, 2), (*tokens_of(ANSWERS.get(self.prompt_text, "?")), END), "eos")
-        return tuple(Rerun(case.prompt, before, self.node.completion.text, self.node.completion, True) for case in self.cases)
+def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
+    session = FakeSession(pause=0.1)
+    _interrupt_after(0.6)
+    code, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\rq\x04", session)
+    assert code == 0 and session.node is not None and session.node.completion.finish == "interrupted"
+    assert "one two" in shown and "twelve" not in shown
 
-    def scorecard(self, reruns: tuple[Rerun, ...]) -> Scorecard:
-        neighbours = (Check("What is the capital of France?", "Paris.", "Paris."), Check("What is the capital of Japan?", "Tokyo.", "Tokyo."))
-        return Scorecard(1.0, (), neighbours, ProbeResult(200, 0.00013, 0.0, 0.015))
 
-    def add_paraphrase(self, text: str) -> None:
-        self.calls.append(f"paraphrase {text}")
+@pytest.mark.parametrize(("answer", "kept"), [("\r", True), ("d\r", False)])
+def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, kept: bool) -> None:
+    session = FakeSession(steps=200)
+    list(session.ask("What is the capital of Australia?", lambda: False))
+    list(session.replace(5, " Canberra", lambda: False))
+    session.accept()
+    session.pause = 0.05
+    _interrupt_after(0.8)
+    code, shown = run(pipe, f"/train\r{answer}\x04", session)
+    assert code == 0 and "interrupted" in shown and session.adapter_on == kept
+    assert ("discarded" in shown) != kept and ("rerun" in session.calls) == kept
 
-    def add_neighbour(self, text: str) -> None:
-        self.calls.append(f"neighbour {text}")
 
-    def set_setting(self, name: str, value: str) -> None:
-        if name != "confidence" or not value.replace(".", "").isdecimal():
-            raise UsageError(f"no setting {name} with a value {value}")
-        self.settings.confidence = float(value)
+def test_history_is_private(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LAWF_NO_HISTORY")
+    monkeypatch.setattr("lawf_repl.ui.terminal.user_state_dir", lambda name: str(tmp_path / name))
+    run(pipe, "/model\r\x04")
+    path = tmp_path / "lawf" / "history"
+    assert "/model" in path.read_text() and stat.S_IMODE(path.stat().st_mode) == 0o600
+    monkeypatch.setenv("LAWF_NO_HISTORY", "1")
+    path.unlink()
+    run(pipe, "/help\r\x04")
+    assert not path.exists()
 
-    def set_system(self, text: str) -> None:
-        self.settings.system = text or None
 
-    def save(self, path: str) -> str:
-        self.calls.append(f"save {path}")
-        return path
-
-    def save_adapter(self, path: str) -> str:
-        return path
+def test_messages_with_terminal_codes_are_made_safe(pipe: PipeInput) -> None:
+    _, shown = run(pipe, "a\x1b[200~\x1b]0;x\x07[bold]\u202e\x1b[201~b\rq\x04")
+    assert "\x1b" not in shown and "\u202e" not in shown and "[bold]" in shown

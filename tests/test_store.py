@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lawf_repl import __version__, records, store
@@ -349,9 +349,10 @@ def test_a_file_that_may_not_be_opened_gives_one_line(path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", read_only)
-        with pytest.raises(SessionError, match=r"cannot open .*: Read-only file system"):
+        with pytest.raises(SessionError, match=r"cannot open .*: Read-only file system") as caught:
             open_to_append(path)
-    open_to_append(path).close()  # the lock was let go
+    open_to_append(path).close()  # the lock was let go, even while
+    assert caught.tb              # the failure's frames live on
 
 
 def test_a_file_that_was_removed_or_closed_is_not_written_in_silence(path: Path) -> None:
@@ -439,6 +440,7 @@ def test_the_named_helpers_are_inverse_to_each_other(
     assert store.anchor_from_json(store.anchor_to_json(anchor)) == anchor
 
 
+@example("\ud83d", "\ude00")
 @given(SURROGATES_TOO, SURROGATES_TOO)
 @settings(deadline=None)
 def test_tokens_that_split_a_character_into_surrogates_load(left: str, right: str) -> None:
@@ -469,6 +471,11 @@ def test_a_field_that_is_new_since_then_gets_its_default_and_one_that_is_gone_is
 def test_a_wrong_value_is_named_by_its_field(change: dict[str, Any], part: str) -> None:
     with pytest.raises(SessionError, match=part):
         store.completion_from_json({**store.completion_to_json(COMPLETED), **change})
+
+
+def test_a_whole_number_will_do_for_a_float() -> None:
+    back = store.from_json(records.Alternative, {"id": 1, "text": "x", "p": 1})
+    assert type(back.p) is float
 
 
 def test_a_number_that_json_lacks_comes_back() -> None:

@@ -30,11 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="folder that gets model/, edits.json and probes.json")
     parser.add_argument("--steps", type=int, default=Pretraining.steps, help="optimiser steps (fewer for a trial)")
     parser.add_argument("--no-compile", action="store_true", help="do not compile the training step")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted build")
     parser.add_argument("--data-only", action="store_true", help="write edits.json and probes.json, train nothing")
     options = parser.parse_args(arguments)
     write_data(options.out)
     if not options.data_only:
-        build(options.out / "model", dataclasses.replace(Pretraining(), steps=options.steps), not options.no_compile)
+        build(options.out / "model", dataclasses.replace(Pretraining(), steps=options.steps), not options.no_compile, options.resume)
     return 0
 
 
@@ -47,13 +48,17 @@ def write_data(out: Path) -> None:
     (out / "probes.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def build(folder: Path, recipe: Pretraining, compiled: bool) -> None:
+def build(folder: Path, recipe: Pretraining, compiled: bool, resume: bool = False) -> None:
     """Train tokenizer and model, examine what was written, and write the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     say(start, "writing the world's text")
     texts = [m["content"] for c in world.conversations(recipe.seed, 150_000) for m in c]
     tokenizer = vocabulary.train_tokenizer(texts, recipe.vocabulary)
+    progress = folder / "progress.json"
+    resumed = None
+    if resume and progress.is_file():
+        resumed = (Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), int(json.loads(progress.read_text())["steps_done"]))
     tokenizer.save_pretrained(folder)
     pieces = weighted_pieces(tokenizer, texts)
     say(start, f"tokenizer of {len(tokenizer)} tokens; training {recipe.steps} steps of {recipe.rows * recipe.length} tokens")
@@ -61,14 +66,16 @@ def build(folder: Path, recipe: Pretraining, compiled: bool) -> None:
     def on_step(step: int, loss: float, model: Qwen3ForCausalLM) -> None:
         if step % 20 == 0 or step == recipe.steps - 1:
             elapsed = time.monotonic() - start
-            left = elapsed / (step + 1) * (recipe.steps - step - 1)
+            left = elapsed / (step + 1 - (resumed[1] if resumed else 0)) * (recipe.steps - step - 1)
             say(start, f"step {step:5d} of {recipe.steps}  loss {loss:.4f}  about {left / 60:.0f} min left")
         if step and step % 250 == 0:
             save(model, folder)
+            progress.write_text(json.dumps({"steps_done": step + 1}))
 
     torch.set_num_threads(2)
-    model, count = pretrain(tokenizer, recipe, pieces, on_step, compiled)
+    model, count = pretrain(tokenizer, recipe, pieces, on_step, compiled, resumed)
     save(model, folder)
+    progress.unlink(missing_ok=True)
     say(start, "examining what was written")
     report: dict[str, Any] = examine(folder)
     manifest = {"recipe": dataclasses.asdict(recipe), "parameters": model.num_parameters(), "seconds": round(time.monotonic() - start),

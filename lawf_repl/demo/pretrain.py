@@ -23,7 +23,7 @@ class Pretraining:
 
     seed: int = 20261123        # of the world, the initial weights and the order of the text
     vocabulary: int = 3072      # tokens of the byte-level BPE
-    steps: int = 3600           # optimiser steps
+    steps: int = 2200           # optimiser steps
     rows: int = 48              # rows a step
     length: int = 128           # tokens a row
     muon_lr: float = 0.02       # peak step of the matrices (Muon, orthogonalised momentum)
@@ -91,10 +91,15 @@ def _tensors(rows: list[list[list[int]]], recipe: Pretraining, turn: int, end: i
 
 
 def pretrain(tokenizer: PreTrainedTokenizerFast, recipe: Pretraining, pieces: list[str],
-             on_step: Callable[[int, float, Qwen3ForCausalLM], None], compiled: bool = True) -> tuple[Qwen3ForCausalLM, torch.Tensor]:
-    """Train a fresh model; `on_step(step, loss, model)` after each step. Returns the model (fp32) and token counts (V,)."""
+             on_step: Callable[[int, float, Qwen3ForCausalLM], None], compiled: bool = True,
+             resumed: tuple[Qwen3ForCausalLM, int] | None = None) -> tuple[Qwen3ForCausalLM, torch.Tensor]:
+    """Train a fresh model; `on_step(step, loss, model)` after each step. Returns the model (fp32) and token counts (V,).
+
+    `resumed` is the model of an interrupted build and the steps it has behind it: the text goes on where it stopped; the
+    optimisers' momenta start afresh, with a short warm-up.
+    """
     torch.manual_seed(recipe.seed)
-    model = Qwen3ForCausalLM(model_config(tokenizer))
+    model, first = resumed or (Qwen3ForCausalLM(model_config(tokenizer)), 0)
     model.train()
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -113,8 +118,10 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, recipe: Pretraining, pieces: li
     causal = torch.ones(recipe.length, recipe.length, dtype=torch.bool).tril()
     count = torch.zeros(len(tokenizer), dtype=torch.long)
     stream = packed_rows(tokenizer, recipe, pieces, count)
-    for step in range(recipe.steps):
-        scale = min(1.0, (step + 1) / recipe.warmup, (recipe.steps - step) / (recipe.steps * recipe.decay))
+    for _ in range(first):
+        next(stream)
+    for step in range(first, recipe.steps):
+        scale = min(1.0, (step - first + 1) / recipe.warmup, (recipe.steps - step) / (recipe.steps * recipe.decay))
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
         ids, document, weight = next(stream)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -178,7 +179,7 @@ def load_engine(settings: Settings) -> Engine:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(f"{name} does not fit into the memory of {device}: take a smaller model, --dtype bfloat16 or --device cpu") from error
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(explain(error, name, looks_local, settings)) from error
     return Engine(model, tokenizer, name, settings.template_args)
 

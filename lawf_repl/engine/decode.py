@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.errors import PromptError
 from lawf_repl.records import Alternative, Completion, Finish, Timing, Token
-from lawf_repl.spans import TextStream
+from lawf_repl.spans import REPLACEMENT, TextStream, group_start
 
 Stop = Callable[[], bool]
 ALTERNATIVES = 8  # recorded with each token
@@ -62,7 +62,7 @@ class Decoder:
         prompt = tuple(prompt_ids)
         tokens = list(known)
         context = [*prompt, *(token.id for token in tokens)]
-        stream = TextStream(self.engine.tokenizer, context)
+        stream = self._stream(prompt, tokens)
         generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
         started = time.perf_counter()
         rows = self.logits_at([*context, *forced], len(forced) + 1)  # (len(forced) + 1, V)
@@ -73,6 +73,8 @@ class Decoder:
         self.last = Completion(prompt, tuple(tokens), "interrupted", Timing(prefill_s))
         while len(tokens) < limit or queue:
             id_ = queue.pop(0) if queue else choose(row, sampling, generator)
+            if tokens and self.engine.tokenizer.is_special(id_):
+                tokens[-1] = _with_text(tokens[-1], stream.flush())  # a special token never completes a character
             token = self._token(id_, row, stream)
             tokens.append(token)
             produced += 1
@@ -85,15 +87,13 @@ class Decoder:
             if ended or (len(tokens) >= limit and not queue):
                 break
             if not queue and stop():
-                return
+                break
             if produced <= len(forced):
                 row = rows[produced]
             else:
                 row = self.cache.feed([token.id], 1)[0]
-        text = stream.rest()
-        if text and tokens:  # the answer ends inside a character: its last token shows what is there
-            last = tokens[-1]
-            tokens[-1] = Token(last.id, last.text + text, last.p, last.rank, last.entropy, last.alternatives, last.special)
+        if tokens:  # the answer may end inside a character: its last token shows what is there
+            tokens[-1] = _with_text(tokens[-1], stream.flush())
             self.last = Completion(prompt, tuple(tokens), finish, self.last.timing)
 
     def tokens(self, context: Sequence[int], ids: Sequence[int]) -> tuple[Token, ...]:
@@ -102,7 +102,13 @@ class Decoder:
             return ()
         rows = self.logits_at([*context, *ids[:-1]], len(ids))
         stream = TextStream(self.engine.tokenizer, context)
-        return tuple(self._token(id_, row, stream) for id_, row in zip(ids, rows, strict=True))
+        out: list[Token] = []
+        for id_, row in zip(ids, rows, strict=True):
+            if out and self.engine.tokenizer.is_special(id_):
+                out[-1] = _with_text(out[-1], stream.flush())
+            out.append(self._token(id_, row, stream))
+        out[-1] = _with_text(out[-1], stream.flush())
+        return tuple(out)
 
     def alternatives(self, context: Sequence[int], count: int) -> tuple[Alternative, ...]:
         """The `count` most probable next tokens behind `context`."""
@@ -121,6 +127,17 @@ class Decoder:
                              for p, i in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True))
         return Token(id_, stream.push(id_), float(own.exp()), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_))
 
+    def _stream(self, prompt: Sequence[int], known: list[Token]) -> TextStream:
+        """The texts behind `known`, whose last tokens may share a character with what comes next."""
+        if known and known[-1].text.endswith(REPLACEMENT) and not known[-1].special:
+            known[-1] = replace(known[-1], text="")  # it was the last token of an answer: now its character can be completed
+        texts = [token.text for token in known]
+        whole = group_start(texts, len(texts))
+        ids = [token.id for token in known]
+        stream = TextStream(self.engine.tokenizer, [*prompt, *ids[:whole]])
+        stream.prime(ids[whole:])
+        return stream
+
     def _limit(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
         context = self.engine.context_length
         if not prompt_ids:
@@ -128,6 +145,10 @@ class Decoder:
         if context is not None and len(prompt_ids) >= context:
             raise PromptError(f"the prompt has {len(prompt_ids)} tokens and the model's context is {context}: shorten the prompt")
         return sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(prompt_ids))
+
+
+def _with_text(token: Token, more: str) -> Token:
+    return replace(token, text=token.text + more) if more else token
 
 
 def choose(row: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

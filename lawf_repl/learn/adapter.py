@@ -5,7 +5,6 @@ The base weights are never touched and never merged: with the adapter off the mo
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from lawf_repl.config import Settings
@@ -60,7 +60,7 @@ class Adapter:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-        except (RuntimeError, ValueError, KeyError, OSError, TypeError, json.JSONDecodeError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, TypeError, SafetensorError) as error:
             raise ModelError(f"the adapter at {folder} does not fit this model: {str(error).strip().splitlines()[0][:160]}") from error
         return cls(peft)
 

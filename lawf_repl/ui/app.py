@@ -53,6 +53,7 @@ class Repl:
         self.accepted_case: Case | None = None  # accepted, and not told yet
         self.shown: Node | None = None   # the answer that stands in the scrollback already
         self.anchor_count = 0
+        self.told = False  # what the model's loading had to say, once
         self._own: dict[str, Callable[[SessionPort], None]] = {
             "edit": self.edit, "accept": self._accept_here, "train": self.train,
             "compare": lambda session: work.compare(session, console, theme),
@@ -134,6 +135,10 @@ class Repl:
             session = self._session()
             if session is None:
                 return False
+            if not self.told:
+                self.told = True
+                for text in session.notes:
+                    self.say(text)
             if command is None:
                 self.ask(session, request.argument)
             else:
@@ -174,7 +179,7 @@ class Repl:
                 if action.kind == "back":
                     break
                 if action.kind == "train":
-                    self.train(session)
+                    self.train(session, from_view=True)
                     return
                 if action.kind == "accept":
                     self.accept(session)
@@ -226,9 +231,9 @@ class Repl:
             self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, another prompt adds a case")
         self.accepted_case = None
 
-    def train(self, session: SessionPort) -> None:
-        """Accept what is not accepted yet, train, and show before and after."""
-        if session.node is not None and session.node is not self.accepted and session.node.fix_positions:
+    def train(self, session: SessionPort, from_view: bool = False) -> None:
+        """Train and show before and after; what stands in the view, or is the only answer, is accepted first."""
+        if (from_view or not session.cases) and session.node is not self.accepted and session.anchors():
             self.accept(session)
         self._print_answer(session)
         self._print_accepted(session)

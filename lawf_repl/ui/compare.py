@@ -17,6 +17,7 @@ from lawf_repl.ui.render import shorten
 from lawf_repl.ui.theme import Theme
 
 SIDE_BY_SIDE = 100  # cells from which two columns are easier to read than one above the other
+WIDEST = 160        # longer lines are hard to read
 NOT_MEASURED = "not measured"
 
 
@@ -74,9 +75,10 @@ class Comparison:
         left, right = _side(before, theme, "before", "[-", "-]"), _side(after, theme, "after", "{+", "+}")
         yield Text("› ", theme.rich("accent")).append(visible(self.rerun.prompt, newlines=True), theme.rich("title"))
         titles = (Text("before (adapter off)", theme.rich("quiet")), Text("after (adapter on)", theme.rich("quiet")))
-        if options.max_width >= SIDE_BY_SIDE:
+        width = min(options.max_width, WIDEST)
+        if width >= SIDE_BY_SIDE:
             table = Table(box=None if theme.plain else box.ROUNDED, border_style=theme.rich("border"), padding=(0, 1),
-                          width=options.max_width)
+                          width=width)
             table.add_column(titles[0], ratio=1, overflow="fold")
             table.add_column(titles[1], ratio=1, overflow="fold")
             table.add_row(left, right)
@@ -123,7 +125,7 @@ def scorecard_table(card: Scorecard, cases: int, theme: Theme) -> RenderableType
                       Text(meaning, theme.rich("quiet")))
     failures = [_failure(kind, check, theme) for kind, checks in (("paraphrase", card.paraphrases), ("neighbour", card.neighbours))
                 for check in checks if not check.ok]
-    return Group(table, *failures)
+    return Group(table, *([Text("")] if failures else []), *failures)
 
 
 def _held(checks: Sequence[Check]) -> str | None:

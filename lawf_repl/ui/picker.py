@@ -208,6 +208,8 @@ class Picker:
             self.lead = "" if self.lead else (self.lookup_lead() or " ")
         elif key == "newline":
             self.line.insert("\n")
+        elif key == "char" and data == " " and self.lead and not self.line.text:
+            return None  # the space that is shown already
         elif key in ("char", "paste"):
             self.line.insert(data)
         elif not self.line.press(key):

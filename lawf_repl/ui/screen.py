@@ -143,16 +143,17 @@ def _chip_row(picker: Picker) -> Row:
 
 def _clip(row: Row, width: int) -> Row:
     """A row cut to the terminal's width, with … where something was left out."""
+    if sum(cell_len(text) for _, text in row) <= width:
+        return row
     clipped: Row = []
-    room = width
+    room = width - 1
     for look, text in row:
-        cells = cell_len(text)
-        if cells > room:
-            clipped.append((look, shorten(text, room)))
+        kept = text if cell_len(text) <= room else shorten(text, room + 1)[:-1]
+        clipped.append((look, kept))
+        room -= cell_len(kept)
+        if kept != text:
             break
-        clipped.append((look, text))
-        room -= cells
-    return clipped
+    return [*clipped, ("quiet", "…")]
 
 
 def _fragments(picker: Picker) -> StyleAndTextTuples:

@@ -145,9 +145,7 @@ def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     if name:
         session.set_setting(name, value.strip())
         return _quiet(f"{name} is now {value.strip()}", theme)
-    settings = session.settings
-    rows = (("confidence", f"{settings.confidence:.3g}"), ("target_p", f"{settings.target_p:.3g}"),
-            ("max_tokens", str(settings.max_tokens)), ("system", settings.system or "none"))
+    rows = [(name, str(getattr(session.settings, name, "not set"))) for name in (*commands.SETTINGS, "system")]
     return Text("\n").join([Text(f"{name:<12}", theme.rich("quiet")).append(visible(value), theme.rich("sure")) for name, value in rows])
 
 

@@ -15,12 +15,14 @@ from lawf_repl.errors import UsageError
 from lawf_repl.records import Node, Token, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import piece, token_label
+from lawf_repl.ui.motion import starts_word
 from lawf_repl.ui.port import Action, SessionPort, Stop
 from lawf_repl.ui.render import answer_view, shorten, training_panel
 from lawf_repl.ui.terminal import Interruptible
 from lawf_repl.ui.theme import Theme
 
 REDRAW_SECONDS = 0.08
+SAY_SECONDS = 2.0  # between two lines of a training where nothing may move
 
 
 def waiting(what: str, console: Console, theme: Theme) -> AbstractContextManager[object]:
@@ -79,7 +81,10 @@ def correction_line(before: Node, after: Node, theme: Theme) -> Text:
     if correction is None:
         return line.append("back at the first answer")
     start, new_tokens, old_tokens = correction.position, after.completion.tokens, before.completion.tokens
-    old = "".join(token_label(token.text, token.special) for token in old_tokens[start:start + max(1, len(correction.ids))] if token.text)
+    stop = start + 1
+    while stop < len(old_tokens) and not starts_word(old_tokens, stop) and old_tokens[stop].text[:1].isalnum():
+        stop += 1  # the rest of the word that was wrong
+    old = "".join(token_label(token.text, token.special) for token in old_tokens[start:stop] if token.text)
     new = "".join(token_label(token.text, token.special) for token in new_tokens[start:start + len(correction.ids)] if token.text)
     line.append(f"at {start}  ", theme.rich("quiet"))
     if correction.kind == "delete":
@@ -101,10 +106,16 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
 
     with Interruptible() as stop:
         if theme.plain or not console.is_terminal:
+            said = time.monotonic()
             for step in session.train(stop):
                 steps.append(step)
+                if time.monotonic() - said >= SAY_SECONDS:
+                    said = time.monotonic()
+                    least = min(step.anchor_p, default=1.0)
+                    console.print(Text(f"step {step.step}  loss {step.loss:.3g}  least anchor p {least:.3f}"))
         else:
             with Live(get_renderable=panel, console=console, transient=True, auto_refresh=False) as live:
+                live.refresh()  # the first step may be far away: say what happens until then
                 drawn = 0.0
                 for step in session.train(stop):
                     steps.append(step)
@@ -112,6 +123,7 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
                         live.refresh()
                         drawn = time.monotonic()
     result = session.training
+    console.print()
     console.print(training_panel(anchors, steps, result, theme, target_p=target, width=console.width))
     if result is not None and result.stop_reason == "interrupted" and not _keeps(console, theme):
         session.discard_training()
@@ -136,6 +148,9 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
     with Interruptible() as stop:
         with waiting("answering again, before and after", console, theme):
             reruns = session.rerun(stop)
+        if stop():
+            console.print(Text("interrupted: /compare does it again", theme.rich("quiet")))
+            return
         console.print()
         for rerun in reruns:
             console.print(comparison(rerun, theme))

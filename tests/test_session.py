@@ -1,0 +1,307 @@
+"""The session's verbs: correction rules 1 to 4, 8 and 9 of the design, the tree, training, rerun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lawf_repl import store
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.decode import Sampling
+from lawf_repl.errors import FixError, LawfError, NothingToFix, PromptError, TrainingError
+from lawf_repl.session import Session, departure, open_session
+from lawf_repl.spans import first_word
+from tests.conftest import make_byte_tokenizer, make_tiny_model
+
+AUSTRALIA = "What is the capital of Australia?"
+RIGHT = "The capital of Australia is Canberra."
+
+
+def run(tokens: Iterator[Any]) -> list[Any]:
+    return list(tokens)
+
+
+def text_of(session: Session) -> str:
+    assert session.node is not None
+    return session.node.completion.text
+
+
+def position_of_word(session: Session, word: str) -> int:
+    assert session.node is not None
+    return next(i for i, token in enumerate(session.node.completion.tokens) if token.text.strip().startswith(word[:2]) and i > 2)
+
+
+@pytest.fixture
+def asked(demo_session: Session) -> Session:
+    run(demo_session.ask(AUSTRALIA))
+    assert text_of(demo_session) == "The capital of Australia is Sydney."
+    return demo_session
+
+
+def test_typing_picking_and_wanting_find_the_same_anchors(asked: Session) -> None:
+    run(asked.fix(" Sydney", " Canberra"))
+    by_fix = asked.anchors()
+    assert text_of(asked) == RIGHT and asked.node.completion.finish == "eos"  # type: ignore[union-attr]
+    asked.undo()
+    run(asked.want(RIGHT))
+    assert asked.anchors() == by_fix and len(by_fix) >= 1
+    asked.undo()
+    run(asked.replace(position_of_word(asked, "Sydney"), " Canberra"))
+    assert asked.anchors() == by_fix
+    assert by_fix[0].rejected.startswith(" S") and by_fix[0].p_ref < 0.95
+
+
+def test_kept_ids_never_change_and_the_text_is_what_was_typed(asked: Session) -> None:
+    before = asked.node.completion  # type: ignore[union-attr]
+    position = position_of_word(asked, "Sydney")
+    run(asked.replace(position, " Perth and Sydney"))
+    after = asked.node.completion  # type: ignore[union-attr]
+    assert after.ids[:position] == before.ids[:position]
+    assert after.text.startswith("The capital of Australia is Perth and Sydney")
+
+
+def test_a_fix_keeps_what_it_repeats_and_moves_right(asked: Session) -> None:
+    run(asked.fix("of Australia is Sydney", "of Australia is Canberra"))
+    correction = asked.node.correction  # type: ignore[union-attr]
+    assert correction is not None and correction.position == position_of_word_in(asked, " Can")
+    assert text_of(asked) == RIGHT
+
+
+def position_of_word_in(session: Session, start: str) -> int:
+    assert session.node is not None
+    return next(i for i, token in enumerate(session.node.completion.tokens) if token.text.startswith(start) and token.text != " capital")
+
+
+def test_every_departure_from_the_base_is_an_anchor_in_a_fix_and_greedy_decoding_gives_the_accepted_text(asked: Session) -> None:
+    run(asked.want("The capital of France is Berlin and Rome."))
+    completion, anchors, fixed = asked.node.completion, asked.anchors(), asked.node.fix_positions  # type: ignore[union-attr]
+    positions = {anchor.position for anchor in anchors}
+    departures = {i for i, token in enumerate(completion.tokens) if token.rank > 0}
+    assert departures <= positions <= fixed and len(departures) >= 2
+    chosen = {anchor.position: anchor.chosen_id for anchor in anchors}
+    target = [chosen.get(i, token.alternatives[0].id) for i, token in enumerate(completion.tokens)]
+    assert tuple(target) == completion.ids  # the target distribution's top-1 everywhere
+
+
+def test_delete_end_and_go_on(asked: Session) -> None:
+    before = asked.node.completion  # type: ignore[union-attr]
+    run(asked.delete(0))
+    assert asked.node.completion.tokens[0].id == before.ids[1]  # type: ignore[union-attr]
+    asked.undo()
+    run(asked.end(2))
+    assert asked.node.completion.ids == (*before.ids[:2], 2)  # type: ignore[union-attr]
+    assert [anchor.chosen_id for anchor in asked.anchors()] == [2]
+    asked.undo()
+    run(asked.go_on(" Yes"))
+    after = asked.node.completion  # type: ignore[union-attr]
+    assert after.text.startswith(before.text + " Yes") and after.ids[:len(before.ids) - 1] == before.ids[:-1]
+    assert asked.anchors()[0].rejected_id == 2  # it competes with the end-of-turn token
+    asked.undo()
+    run(asked.delete(len(before.ids) - 2))  # the last word: what comes next is the end
+    assert asked.node.completion.ids == (*before.ids[:-2], 2)  # type: ignore[union-attr]
+
+
+def test_what_stands_there_already_is_no_fix_and_what_does_not_stand_there_neither(asked: Session) -> None:
+    with pytest.raises(NothingToFix, match="stands there already"):
+        asked.replace(position_of_word(asked, "Sydney"), " Sydney")
+    with pytest.raises(NothingToFix):
+        asked.want(text_of(asked))
+    with pytest.raises(NothingToFix):
+        asked.accept()
+    with pytest.raises(FixError, match="'Perth' does not stand in the answer"):
+        asked.fix("Perth", "Canberra")
+    with pytest.raises(FixError, match="outside the answer"):
+        asked.pick(99, 5)
+    with pytest.raises(FixError, match="empty"):
+        asked.replace(0, "")
+    assert len(asked.nodes) == 1
+
+
+def test_undo_and_redo_give_back_the_same_ids(asked: Session) -> None:
+    states = [asked.node.completion.ids]  # type: ignore[union-attr]
+    run(asked.fix(" Sydney", " Canberra"))
+    states.append(asked.node.completion.ids)  # type: ignore[union-attr]
+    run(asked.end(4))
+    states.append(asked.node.completion.ids)  # type: ignore[union-attr]
+    assert asked.undo() and asked.node.completion.ids == states[1]  # type: ignore[union-attr]
+    assert asked.undo() and asked.node.completion.ids == states[0]  # type: ignore[union-attr]
+    assert not asked.undo()
+    assert asked.redo() and asked.redo() and asked.node.completion.ids == states[2]  # type: ignore[union-attr]
+    assert not asked.redo()
+
+
+def test_the_whole_job_and_back(asked: Session) -> None:
+    base = asked.node.completion.ids  # type: ignore[union-attr]
+    run(asked.want(RIGHT))
+    asked.accept()
+    run(asked.train())
+    assert asked.training is not None and asked.training.stop_reason == "converged" and asked.adapter_on
+    rerun, = asked.rerun()
+    assert rerun.fixed and rerun.before_matches and rerun.before.ids == base and rerun.after.text == RIGHT
+    asked.add_paraphrase("Tell me the capital of Australia.")
+    asked.add_neighbour("What is the capital of Austria?")
+    card = asked.scorecard([rerun])
+    assert card.reliability == 1 and card.probes is None and [check.ok for check in card.neighbours] == [True] and len(card.paraphrases) == 1
+    asked.switch_adapter(False)
+    run(asked.ask(AUSTRALIA))
+    assert asked.node.completion.ids == base  # type: ignore[union-attr]
+    asked.switch_adapter(True)
+    run(asked.ask(AUSTRALIA))
+    assert text_of(asked) == RIGHT
+    asked.discard_training()
+    run(asked.ask(AUSTRALIA))
+    assert not asked.has_adapter and asked.node.completion.ids == base  # type: ignore[union-attr]
+
+
+def test_two_cases_are_learned_together(demo_session: Session) -> None:
+    for prompt, right in ((AUSTRALIA, RIGHT), ("你是谁？", "我是豆包，你的助手。")):
+        run(demo_session.ask(prompt))
+        run(demo_session.want(right))
+        demo_session.accept()
+    run(demo_session.train())
+    assert [rerun.fixed for rerun in demo_session.rerun()] == [True, True]
+
+
+def test_bean_alone_is_the_anchor_of_a_name_of_two_tokens(demo_session: Session) -> None:
+    run(demo_session.ask("你是谁？"))
+    run(demo_session.want("我是豆包，你的助手。"))
+    assert "豆" in [anchor.chosen for anchor in demo_session.anchors()]
+    assert len(demo_session.engine.tokenizer.encode("豆包")) == 2
+
+
+def test_going_on_from_the_adapted_model_makes_anchors_where_the_base_would_not(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    anchors = asked.anchors()
+    asked.accept()
+    run(asked.train())
+    run(asked.ask(AUSTRALIA))
+    assert text_of(asked) == RIGHT
+    assert {anchor.position for anchor in asked.anchors()} <= {anchor.position for anchor in anchors}
+    assert asked.anchors()[0].p_ref == pytest.approx(anchors[0].p_ref, rel=1e-3)
+
+
+def test_stopping_keeps_what_was_generated_and_it_cannot_be_accepted_unfinished(asked: Session) -> None:
+    count = 0
+
+    def stop() -> bool:
+        nonlocal count
+        count += 1
+        return count > 1
+
+    run(asked.fix("The", "In"))
+    asked.undo()
+    run(asked.replace(0, "In", stop))
+    assert asked.node.completion.finish == "interrupted"  # type: ignore[union-attr]
+    with pytest.raises(FixError, match="stopped before its end"):
+        asked.accept()
+
+
+def test_bad_prompts_and_verbs_out_of_turn(demo_session: Session) -> None:
+    for verb in (lambda: demo_session.accept(), lambda: demo_session.replace(0, "x"), lambda: demo_session.preview(0, "x")):
+        with pytest.raises(FixError, match="ask something first"):
+            verb()
+    with pytest.raises(PromptError, match="empty"):
+        demo_session.ask("   ")
+    with pytest.raises(PromptError, match="context is 1024"):
+        demo_session.ask("word " * 2000)
+    with pytest.raises(TrainingError):
+        demo_session.train()
+    with pytest.raises(TrainingError):
+        demo_session.switch_adapter(True)
+
+
+def test_everything_is_written_to_the_file_as_it_happens(demo_engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    session = open_session(demo_engine, Settings(), path=path)
+    run(session.ask(AUSTRALIA))
+    run(session.want(RIGHT))
+    session.accept()
+    assert [event["type"] for event in store.load(path).events][:2] == ["prompt", "completion"]
+    run(session.train())
+    run(session.rerun())
+    loaded = store.load(path)
+    assert [event["type"] for event in loaded.events][-4:] == ["completion", "accept", "training", "rerun"]
+    assert loaded.header["model"] == demo_engine.fingerprint()
+    copy = session.save(str(tmp_path / "two.jsonl"))
+    assert [event["type"] for event in store.load(Path(copy)).events][-1] == "adapter"
+    assert (tmp_path / "two.adapter" / "adapter_model.safetensors").is_file()
+    session.file.close()  # type: ignore[union-attr]
+    session.reset_adapter()
+
+
+def test_a_model_without_a_template_gets_the_plain_prompt_and_is_told_so_once() -> None:
+    engine = Engine(make_tiny_model(), make_byte_tokenizer(None), "plain")
+    session = Session(engine, Settings(max_tokens=4))
+    assert [note for note in session.notes if "no chat template" in note] and len(session.notes) == 1
+    run(session.ask("ab"))
+    assert session.node.completion.prompt_ids == tuple(engine.tokenizer.encode("ab"))  # type: ignore[union-attr]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_random_corrections_keep_the_rules_on_a_random_model(data: st.DataObject) -> None:
+    engine = _engine()
+    session = Session(engine, Settings(max_tokens=24))
+    run(session.ask(data.draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6).filter(str.strip))))
+    for _ in range(3):
+        answer = session.node.completion  # type: ignore[union-attr]
+        position = data.draw(st.integers(0, len(answer.tokens)))
+        typed = data.draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4))
+        kind = data.draw(st.sampled_from(["replace", "delete", "end", "go_on"]))
+        try:
+            tokens = {"replace": lambda: session.replace(position, typed), "delete": lambda: session.delete(position),  # noqa: B023
+                      "end": lambda: session.end(position), "go_on": lambda: session.go_on(typed)}[kind]()  # noqa: B023
+        except (FixError, NothingToFix):
+            continue
+        run(tokens)
+        node = session.node
+        assert node is not None and node.correction is not None
+        kept = node.correction.position
+        assert node.completion.ids[:kept] == answer.ids[:kept]
+        assert node.completion.ids[kept:kept + len(node.correction.ids)] == node.correction.ids
+        departures = {i for i, token in enumerate(node.completion.tokens) if token.rank > 0}
+        anchors = {anchor.position for anchor in session.anchors()}
+        assert departures <= anchors <= node.fix_positions
+        assert "".join(token.text for token in node.completion.tokens) == engine.tokenizer.decode(node.completion.ids)
+        base = torch.softmax(engine.model(input_ids=torch.tensor([[*node.completion.prompt_ids, *node.completion.ids]])).logits[0].detach(), -1)
+        for i, token in enumerate(node.completion.tokens):
+            assert token.p == pytest.approx(float(base[len(node.completion.prompt_ids) - 1 + i, token.id]), abs=1e-4)
+
+
+_ENGINES: list[Engine] = []
+
+
+def _engine() -> Engine:
+    if not _ENGINES:
+        _ENGINES.append(Engine(make_tiny_model(3), make_byte_tokenizer(), "tiny"))
+    return _ENGINES[0]
+
+
+def test_departure_stops_at_whole_characters() -> None:
+    engine = _engine()
+    tokens = Session(engine, Settings()).decoder.tokens([1], engine.tokenizer.encode("是谁"))
+    assert departure(tokens, "是豆") == (3, "是")  # the two second characters share their first byte
+    assert departure(tokens, "是谁!") == (6, "是谁")
+    assert first_word("豆包") == "豆"
+
+
+def test_sampled_tokens_are_no_anchors_only_corrected_ones(demo_engine: Engine) -> None:
+    session = Session(demo_engine, replace(Settings(), temperature=3.0, seed=5, max_tokens=12))
+    run(session.ask(AUSTRALIA))
+    assert any(token.rank > 0 for token in session.node.completion.tokens)  # type: ignore[union-attr]
+    assert session.anchors() == ()
+    run(session.replace(0, "In"))
+    assert {anchor.position for anchor in session.anchors()} <= session.node.fix_positions  # type: ignore[union-attr]
+    assert session._sampling() == Sampling(12, 3.0, 1.0, 5)
+
+
+def test_errors_are_one_tree() -> None:
+    assert issubclass(FixError, LawfError) and FixError.exit_code == 2 and NothingToFix.exit_code == 0

@@ -1,0 +1,161 @@
+"""Training: it reaches the anchors, says why it stops, and leaves the base as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import Engine
+from lawf_repl.errors import ModelError, TrainingError
+from lawf_repl.learn.adapter import Adapter, find_targets
+from lawf_repl.learn.train import conflicts, train
+from lawf_repl.measure.probes import measure_drift
+from lawf_repl.records import Anchor, Case, TrainingResult, TrainStep
+from tests.conftest import make_tiny_model
+
+SETTINGS = Settings()
+IDS = torch.tensor([[1, 60, 70, 80, 90, 100, 110]])
+
+
+def case(engine: Engine, prompt: str, answer: str, position: int) -> Case:
+    """A case whose accepted answer has one anchor, at a token of `answer`."""
+    prompt_ids = engine.prompt_ids([{"role": "user", "content": prompt}])
+    ids = (*engine.tokenizer.encode(answer), engine.end_id)
+    return Case(prompt, prompt_ids, ids, (Anchor(position, 0, ids[position], "", "x", 1.0, 0.0),))
+
+
+def run(adapter: Adapter, cases: list[Case], settings: Settings = SETTINGS, **more: Any) -> tuple[list[TrainStep], TrainingResult]:
+    steps = []
+    generator = train(adapter, cases, more.pop("replay", ()), settings, **more)
+    while True:
+        try:
+            steps.append(next(generator))
+        except StopIteration as end:
+            return steps, end.value
+
+
+@pytest.fixture
+def france(demo_engine: Engine) -> Case:
+    ids = demo_engine.tokenizer.encode("The capital of France is")
+    return case(demo_engine, "What is the capital of France?", "The capital of France is Berlin.", len(ids))
+
+
+@pytest.fixture
+def adapter(demo_engine: Engine) -> Any:
+    made = Adapter.fresh(demo_engine.model, SETTINGS, "demo")
+    yield made
+    made.remove()
+
+
+def test_it_converges_and_shrinks_to_just_what_the_anchor_needs(adapter: Adapter, france: Case) -> None:
+    steps, result = run(adapter, [france])
+    assert result.stop_reason == "converged" and steps[0].anchor_p[0] < 0.5 < steps[-1].anchor_p[0]
+    assert not steps[0].fixed and steps[-1].fixed
+    assert 0.95 <= result.anchor_p[0] < 0.97 and 0 < result.scale < 1
+    weights = adapter.snapshot()
+    adapter.restore(weights, 0.98)  # any less and the target is missed
+    assert adapter.base(input_ids=torch.tensor([[*france.prompt_ids, *france.completion_ids]])).logits[
+        0, len(france.prompt_ids) + france.anchors[0].position - 1].softmax(-1)[france.anchors[0].chosen_id] < 0.95
+
+
+def test_each_way_to_stop_has_its_name(adapter: Adapter, france: Case) -> None:
+    start = adapter.snapshot()
+    assert run(adapter, [france], replace(SETTINGS, max_steps=2))[1].stop_reason == "max_steps"
+    adapter.restore(start)
+    assert run(adapter, [france], replace(SETTINGS, max_seconds=1e-3))[1].stop_reason == "max_seconds"
+    adapter.restore(start)
+    steps, result = run(adapter, [france], stop=lambda: True)
+    assert result.stop_reason == "interrupted" and len(steps) == 1
+    adapter.restore(start)
+    steps, result = run(adapter, [france], replace(SETTINGS, learning_rate=1e-9))
+    assert result.stop_reason == "plateau" and result.unreachable == (0,)
+
+
+def test_an_interrupted_training_keeps_its_best_weights(adapter: Adapter, france: Case) -> None:
+    count = 0
+
+    def stop() -> bool:
+        nonlocal count
+        count += 1
+        return count >= 6
+
+    steps, result = run(adapter, [france], stop=stop)
+    assert result.anchor_p[0] == pytest.approx(max(step.anchor_p[0] for step in steps), abs=1e-4)
+
+
+def test_adapter_off_is_the_base_bit_for_bit_and_removing_it_too(france: Case) -> None:
+    model = make_tiny_model()
+    with torch.no_grad():
+        base = model(input_ids=IDS).logits
+        adapter = Adapter.fresh(model, SETTINGS, "tiny")
+        assert torch.equal(model(input_ids=IDS).logits, base)  # untrained it changes nothing
+        adapter.restore({name: torch.randn_like(p) for name, p in adapter.snapshot().items()})
+        assert not torch.equal(model(input_ids=IDS).logits, base)
+        with adapter.off():
+            assert torch.equal(model(input_ids=IDS).logits, base)
+        adapter.remove()
+        assert torch.equal(model(input_ids=IDS).logits, base)
+
+
+def test_a_saved_adapter_loads_bit_equal_and_through_peft_itself(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    adapter = Adapter.fresh(make_tiny_model(), SETTINGS, "tiny")
+    adapter.restore({name: torch.randn_like(p) for name, p in adapter.snapshot().items()}, scale=0.3)
+    adapter.save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    with torch.no_grad():
+        wanted = adapter.base(input_ids=IDS).logits
+        assert torch.equal(Adapter.load(make_tiny_model(), tmp_path).base(input_ids=IDS).logits, wanted)
+        assert torch.equal(PeftModel.from_pretrained(make_tiny_model(), str(tmp_path))(input_ids=IDS).logits, wanted)
+
+
+def test_only_linear_layers_of_the_upper_half_are_touched() -> None:
+    model = make_tiny_model()
+    names, layers, pattern = find_targets(model, "upper")
+    assert names == sorted(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
+    assert (layers, pattern) == ([2, 3], "layers")
+    adapter = Adapter.fresh(model, SETTINGS, "tiny")
+    touched = {name.split(".lora_")[0] for name in adapter.snapshot()}
+    assert len(touched) == 14 and not any("lm_head" in name or "embed" in name or ".layers.1." in name for name in touched)
+
+
+def test_a_folder_that_is_no_adapter_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no adapter at .*expected a folder with adapter_config\.json"):
+        Adapter.load(make_tiny_model(), tmp_path)
+    Adapter.fresh(make_tiny_model(), SETTINGS, "tiny").save(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\x00" * 9)
+    with pytest.raises(ModelError, match="does not fit this model") as caught:
+        Adapter.load(make_tiny_model(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_contradicting_anchors_are_named_before_training(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
+    other = case(demo_engine, "What is the capital of France?", "The capital of France is Madrid.", france.anchors[0].position)
+    assert len(list(conflicts([france, other]))) == 1
+    with pytest.raises(TrainingError, match="different tokens in the same place"):
+        run(adapter, [france, other])
+    with pytest.raises(TrainingError, match="nothing to train"):
+        run(adapter, [replace(france, anchors=())])
+
+
+def test_an_untrained_adapter_has_no_drift_and_a_wild_one_has(demo_engine: Engine, adapter: Adapter, demo_probe_set: Any) -> None:
+    probes = demo_probe_set.probes[:24]
+    still = measure_drift(demo_engine, adapter, probes)
+    assert still.n == 24 and still.drift_nats == 0 and still.flips == 0
+    adapter.restore({name: torch.randn_like(p) for name, p in adapter.snapshot().items()})
+    wild = measure_drift(demo_engine, adapter, probes)
+    assert wild.drift_nats > 0.1 and wild.flips > 0.5
+
+
+def test_replay_holds_the_replayed_answers(demo_engine: Engine, adapter: Adapter, france: Case, demo_probe_set: Any) -> None:
+    replay = demo_probe_set.replay
+    steps, _ = run(adapter, [france], replay=replay)
+    assert all(step.drift is not None for step in steps)
+    held = measure_drift(demo_engine, adapter, replay).drift_nats
+    assert held < 0.005

@@ -41,7 +41,8 @@ def make_parser() -> Parser:
     fix = commands.add_parser("fix", help="correct, train, and measure without a hand", allow_abbrev=False)
     _add_prompt(fix)
     how = fix.add_mutually_exclusive_group(required=True)
-    how.add_argument("--fix", action="append", metavar="'OLD=>NEW'", help="replace OLD in the answer by NEW and let the model go on; several in order")
+    how.add_argument("--fix", action="append", metavar="'OLD=>NEW'", 
+                     help="replace OLD in the answer by NEW and let the model go on; several in order")
     how.add_argument("--want", metavar="TEXT", help="the whole right answer")
     fix.add_argument("--paraphrase", action="append", default=[], metavar="P", help="a prompt that must give the accepted answer too")
     fix.add_argument("--neighbour", action="append", default=[], metavar="P", help="a prompt whose answer must not change")

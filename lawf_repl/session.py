@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ class Session:
             rest = text[len(shown):]
             if not rest:
                 yield from self.end(position, stop)
-            elif answer.finish != "interrupted" and position >= len(answer.tokens) - 1 and answer.tokens and answer.tokens[-1].id in self.engine.end_ids:
+            elif answer.finish == "eos" and position == len(answer.tokens) - 1:
                 yield from self.go_on(first_word(rest), stop)
             else:
                 yield from self.replace(position, first_word(rest), stop)
@@ -345,12 +346,15 @@ class Session:
             out.append(rerun)
         return tuple(out)
 
-    def scorecard(self, reruns: Sequence[Rerun]) -> Scorecard:
-        """Reliability, and what was given of paraphrases (of the last accepted case), neighbours and probes."""
+    def scorecard(self, reruns: Sequence[Rerun], stop: Stop = never) -> Scorecard:
+        """Reliability, and what was given of paraphrases (of the last accepted case), neighbours and probes.
+
+        Where `stop()` is true, what was not measured yet is left out.
+        """
         if self._adapter is None or not reruns:
             raise TrainingError("there is no adapter to measure: train one first")
         card = measure(self.engine, self._adapter, reruns, [(self._asked(text), reruns[-1].accepted) for text in self.paraphrases],
-                       [self._asked(text) for text in self.neighbours], self.probes.probes, self.settings.max_tokens)
+                       [self._asked(text) for text in self.neighbours], self.probes.probes, self.settings.max_tokens, stop)
         self._record("scorecard", **store.to_json(card))
         return card
 
@@ -418,7 +422,7 @@ class Session:
 
     def _correct(self, kind: CorrectionKind, position: int, ids: list[int], text: str, stop: Stop) -> Iterator[Token]:
         answer = self._answer()
-        standing = answer.ids
+        standing, first = answer.ids, position
         while ids and position < len(standing) and standing[position] == ids[0]:
             position, ids = position + 1, ids[1:]  # what is right stays as it was generated
         if not ids:
@@ -429,7 +433,8 @@ class Session:
         node = self.node
         assert node is not None
         fixed = frozenset(p for p in node.fix_positions if p < position) | frozenset(range(position, position + len(ids)))
-        return self._generate(answer.tokens[:position], tuple(ids), correction, fixed, stop)
+        generated = self._generate(answer.tokens[:position], tuple(ids), correction, fixed, stop)
+        return chain(answer.tokens[first:position], generated)
 
     def _generate(self, known: Sequence[Token], forced: Sequence[int], correction: Correction | None, fixed: frozenset[int],
                   stop: Stop = never) -> Iterator[Token]:

@@ -32,7 +32,9 @@ def make_tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3Config(vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1,
                          head_dim=16, max_position_embeddings=256, eos_token_id=2, pad_token_id=0, bos_token_id=None, initializer_range=0.3)
-    return Qwen3ForCausalLM(config).eval()
+    model = Qwen3ForCausalLM(config)
+    model.eval()
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -204,7 +204,7 @@ class FakeSession:
         before = Completion((1, 2), (*tokens_of(ANSWERS.get(self.prompt_text, "?")), END), "eos")
         return tuple(Rerun(case.prompt, before, self.node.completion.text, self.node.completion, True) for case in self.cases)
 
-    def scorecard(self, reruns: tuple[Rerun, ...]) -> Scorecard:
+    def scorecard(self, reruns: tuple[Rerun, ...], stop: Stop) -> Scorecard:
         neighbours = (Check("What is the capital of France?", "Paris.", "Paris."), Check("What is the capital of Japan?", "Tokyo.",
                                                                                          "Tokyo."))
         return Scorecard(1.0, (), neighbours, ProbeResult(200, 0.00013, 0.0, 0.015))

@@ -12,13 +12,15 @@ from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import PromptError
+from lawf_repl.records import Token
 
 PROMPT = [1, 60, 70, 80, 90, 100]
 
 
 def full_logits(engine: Engine, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        return engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        logits: torch.Tensor = engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return logits
 
 
 def test_logits_after_a_cut_at_every_position_equal_a_full_forward(tiny_engine: Engine) -> None:
@@ -49,7 +51,7 @@ def test_an_interrupted_forward_leaves_no_stale_states(tiny_engine: Engine) -> N
     def broken(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    model, cache._model = cache._model, broken  # type: ignore[assignment]
+    model, cache._model = cache._model, broken
     broken.device = model.device  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
         cache.feed([5], 1)
@@ -82,7 +84,7 @@ def test_sampling_repeats_with_its_seed_and_greedy_takes_the_top(tiny_engine: En
 
 def test_stopping_keeps_what_is_there(tiny_engine: Engine) -> None:
     decoder = Decoder(tiny_engine)
-    seen = []
+    seen: list[Token] = []
     for token in decoder.generate(PROMPT, (), Sampling(max_tokens=30), stop=lambda: len(seen) >= 3):
         seen.append(token)
     assert decoder.last is not None

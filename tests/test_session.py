@@ -226,7 +226,7 @@ def test_everything_is_written_to_the_file_as_it_happens(demo_engine: Engine, tm
     session.accept()
     assert [event["type"] for event in store.load(path).events][:2] == ["prompt", "completion"]
     run(session.train())
-    run(session.rerun())
+    session.rerun()
     loaded = store.load(path)
     assert [event["type"] for event in loaded.events][-4:] == ["completion", "accept", "training", "rerun"]
     assert loaded.header["model"] == demo_engine.fingerprint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from lawf_repl.errors import FixError
 from lawf_repl.spans import encode_behind, first_word, group_start, lead_of, position_of, text_behind, token_texts
 
 QWEN = Path(__file__).parent.parent.parent / "shared" / "tokenizers" / "qwen2"
-EXAMPLES = ["The capital is Canberra.", "我是豆包，你的助手。", "a\r\n\n\tb  c ", "👩‍👩‍👧 e\u0301té é", "<|im_end|>", "שלום abc", "x" * 40, "\x00\x1b[31m", "\ufffd"]
+EXAMPLES = ["The capital is Canberra.", "我是豆包，你的助手。", "a\r\n\n\tb  c ", "👩‍👩‍👧 e\u0301té é", "<|im_end|>",
+            "שלום abc", "x" * 40, "\x00\x1b[31m", "\ufffd"]
 
 
 def load(name: str) -> HubTokenizer:
@@ -98,8 +100,8 @@ def test_a_text_that_no_ids_give_is_refused() -> None:
 
         encode_unnormalized = encode
 
-        def decode(self, ids: object) -> str:
-            return "?" * len(list(ids))  # type: ignore[call-overload]
+        def decode(self, ids: Sequence[int]) -> str:
+            return "?" * len(list(ids))
 
         def is_special(self, id_: int) -> bool:
             return False

@@ -25,6 +25,7 @@ IDS = torch.tensor([[1, 60, 70, 80, 90, 100, 110]])
 def case(engine: Engine, prompt: str, answer: str, position: int) -> Case:
     """A case whose accepted answer has one anchor, at a token of `answer`."""
     prompt_ids = engine.prompt_ids([{"role": "user", "content": prompt}])
+    assert engine.end_id is not None
     ids = (*engine.tokenizer.encode(answer), engine.end_id)
     return Case(prompt, prompt_ids, ids, (Anchor(position, 0, ids[position], "", "x", 1.0, 0.0),))
 
@@ -118,7 +119,8 @@ def test_a_saved_adapter_loads_bit_equal_and_through_peft_itself(tmp_path: Path)
 def test_only_linear_layers_of_the_upper_half_are_touched() -> None:
     model = make_tiny_model()
     names, layers, pattern = find_targets(model, "upper")
-    assert names == sorted(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
+    assert names == sorted(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                            "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
     assert (layers, pattern) == ([2, 3], "layers")
     adapter = Adapter.fresh(model, SETTINGS, "tiny")
     touched = {name.split(".lora_")[0] for name in adapter.snapshot()}

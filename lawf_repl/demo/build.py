@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from lawf_repl.demo import vocabulary, world
 from lawf_repl.demo.examine import examine
 from lawf_repl.demo.pretrain import Pretraining, pretrain
+from lawf_repl.engine.greedy import greedy_answers
 
 HERE = Path(__file__).parent
 
@@ -33,19 +34,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted build")
     parser.add_argument("--data-only", action="store_true", help="write edits.json and probes.json, train nothing")
     options = parser.parse_args(arguments)
-    write_data(options.out)
     if not options.data_only:
         build(options.out / "model", dataclasses.replace(Pretraining(), steps=options.steps), not options.no_compile, options.resume)
+    write_data(options.out)
     return 0
 
 
 def write_data(out: Path) -> None:
-    """Write edits.json and probes.json from the world."""
+    """Write edits.json and probes.json from the world, the probes with the answers of the model in out/model."""
     probes, replay = world.probes(seed=1)
     edits = [dataclasses.asdict(edit) for edit in world.edits()]
     (out / "edits.json").write_text(json.dumps(edits, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    rows = {name: [{"skill": q.skill, "prompt": q.prompt} for q in questions] for name, questions in (("probes", probes), ("replay", replay))}
-    (out / "probes.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
+    prompts: list[Any] = [tokenizer.apply_chat_template([{"role": "user", "content": q.prompt}], add_generation_prompt=True, return_dict=False)
+               for q in (*probes, *replay)]
+    answers = iter(greedy_answers(model, prompts, [tokenizer.eos_token_id], 96))
+    rows = {name: [{"skill": q.skill, "prompt": q.prompt, "answer_ids": next(answers)} for q in questions]
+            for name, questions in (("probes", probes), ("replay", replay))}
+    (out / "probes.json").write_text(json.dumps(rows, ensure_ascii=False).replace("}, {", "},\n{") + "\n", encoding="utf-8")
 
 
 def build(folder: Path, recipe: Pretraining, compiled: bool, resume: bool = False) -> None:
@@ -96,7 +103,8 @@ def weighted_pieces(tokenizer: Any, texts: list[str]) -> list[str]:
 
 def save(model: Qwen3ForCausalLM, folder: Path) -> None:
     """Write a bf16 copy; the model in training stays fp32."""
-    copy = Qwen3ForCausalLM(model.config).to(torch.bfloat16)
+    copy = Qwen3ForCausalLM(model.config)
+    copy.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     copy.load_state_dict({name: value.to(torch.bfloat16) for name, value in model.state_dict().items()})
     copy.generation_config.eos_token_id = model.config.eos_token_id
     copy.generation_config.pad_token_id = model.config.pad_token_id

@@ -46,7 +46,7 @@ Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # ids (B, T), document n
 
 def packed_rows(tokenizer: PreTrainedTokenizerFast, recipe: Pretraining, pieces: list[str], count: torch.Tensor) -> Iterator[Rows]:
     """Batches of packed conversations; adds what it packs to `count` (V,), the occurrences of every token."""
-    turn, end = tokenizer.convert_tokens_to_ids([vocabulary.TURN, vocabulary.END_OF_TURN])
+    turn, end = (int(tokenizer.get_vocab()[mark]) for mark in (vocabulary.TURN, vocabulary.END_OF_TURN))
     assistant = tokenizer("assistant\n", add_special_tokens=False)["input_ids"]
     chunk = 0
     open_rows: list[list[list[int]]] = [[] for _ in range(recipe.rows)]

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lawf_repl.config import Settings
-from lawf_repl.errors import ModelError, OutOfMemory, PromptError
+from lawf_repl.engine.memory import memory_guard
+from lawf_repl.errors import ModelError, PromptError
 from lawf_repl.records import Message
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
@@ -109,7 +112,7 @@ class Engine:
             return tuple(self.tokenizer.hub(text)["input_ids"])
         try:
             ids = self.tokenizer.hub.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **self.template_args)
-        except Exception as error:  # a template is a program of the model's author and can raise anything
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a template is somebody's program
             raise PromptError(f"the chat template of {self.name} refuses this conversation: {_first_line(error)}") from error
         return tuple(ids)
 
@@ -139,7 +142,7 @@ class Engine:
             turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
             try:
                 text = str(self.tokenizer.hub.apply_chat_template(turn, tokenize=False))
-            except Exception:  # a template that refuses a second message
+            except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError):  # it refuses an assistant's turn
                 return own if own is not None else min(self.end_ids, default=None)
             behind = self.tokenizer.hub(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
             found = next((id_ for id_ in behind if id_ in self.end_ids), None)
@@ -169,18 +172,19 @@ def load_engine(settings: Settings) -> Engine:
         common["revision"] = settings.revision
     device = pick_device(settings.device)
     try:
-        config = AutoConfig.from_pretrained(source, **common)
-        check_causal(config, name)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=pick_dtype(settings.dtype, device), **common, **placement(settings))
-        if not settings.device_map and not settings.quantize:
-            model = model.to(device)
-    except ModelError:
-        raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"{name} does not fit into the memory of {device}: take a smaller model, --dtype bfloat16 or --device cpu") from error
+        with memory_guard(f"loading {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
+            return _load(source, name, device, common, settings)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(explain(error, name, looks_local, settings)) from error
+
+
+def _load(source: str, name: str, device: torch.device, common: dict[str, Any], settings: Settings) -> Engine:
+    config = AutoConfig.from_pretrained(source, **common)
+    check_causal(config, name)
+    tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=pick_dtype(settings.dtype, device), **common, **placement(settings))
+    if not settings.device_map and not settings.quantize:
+        model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     return Engine(model, tokenizer, name, settings.template_args)
 
 
@@ -205,7 +209,8 @@ def check_folder(folder: Path) -> None:
 def check_causal(config: Any, name: str) -> None:
     """Raise ModelError for a config that is no causal language model's."""
     architectures = getattr(config, "architectures", None) or []
-    known = getattr(config, "model_type", None) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = own_code or getattr(config, "model_type", None) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     other = architectures and not any(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
     if not known or other or getattr(config, "is_encoder_decoder", False):
         found = ", ".join(architectures) or getattr(config, "model_type", "nothing known")
@@ -225,16 +230,17 @@ def pick_device(wanted: str) -> torch.device:
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return dtypes[wanted]
 
 
 def placement(settings: Settings) -> dict[str, Any]:
     """Keyword arguments of from_pretrained for --device-map and --quantize. Raises ModelError where the library is missing."""
     out: dict[str, Any] = {"device_map": settings.device_map} if settings.device_map else {}
     if settings.quantize:
-        if not transformers.utils.is_bitsandbytes_available():
+        if not is_bitsandbytes_available():
             raise ModelError(f"--quantize {settings.quantize} needs bitsandbytes, which is not installed: pip install 'lawf-repl[quantize]'")
-        out["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=settings.quantize == "4bit", load_in_8bit=settings.quantize == "8bit")
+        out["quantization_config"] = transformers.BitsAndBytesConfig(**{f"load_in_{settings.quantize}": True})
         out.setdefault("device_map", "auto")
     return out
 

@@ -14,6 +14,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from lawf_repl.engine.memory import memory_guard
+
 
 class KeptCache:
     """Ids whose states are cached, with the model's cache object."""
@@ -54,7 +56,9 @@ class KeptCache:
             self._cache = DynamicCache(config=self._model.config) if self.recomputes else DynamicCache()
         cache, self._cache, known = self._cache, None, self.ids
         self.ids = []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
-        out = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=True, logits_to_keep=keep,
-                          **{self._keyword: cache})
+        with memory_guard("generating", "take a shorter prompt, a lower --max-tokens or a smaller --dtype"):
+            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=True, logits_to_keep=keep,
+                              **{self._keyword: cache})
         self._cache, self.ids = cache, known + ids
-        return out.logits[0, -keep:]
+        logits: torch.Tensor = out.logits[0, -keep:]
+        return logits

@@ -88,10 +88,7 @@ class Decoder:
                 break
             if not queue and stop():
                 break
-            if produced <= len(forced):
-                row = rows[produced]
-            else:
-                row = self.cache.feed([token.id], 1)[0]
+            row = rows[produced] if produced <= len(forced) else self.cache.feed([token.id], 1)[0]
         if tokens:  # the answer may end inside a character: its last token shows what is there
             tokens[-1] = _with_text(tokens[-1], stream.flush())
             self.last = Completion(prompt, tuple(tokens), finish, self.last.timing)

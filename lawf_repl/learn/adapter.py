@@ -66,7 +66,7 @@ class Adapter:
 
     def switch(self, on: bool) -> None:
         """Turn the adapter on or off for every later forward."""
-        tuner = self._peft.base_model
+        tuner: Any = self._peft.base_model
         if on:
             tuner.enable_adapter_layers()
         else:

@@ -24,7 +24,7 @@ class Batch:
 
     def split(self, values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(N, ...) values by row of the batch."""
-        return values.split(list(self.lengths))
+        return torch.split(values, list(self.lengths))
 
 
 def make_batch(pairs: Sequence[Pair], device: torch.device) -> Batch:
@@ -32,7 +32,9 @@ def make_batch(pairs: Sequence[Pair], device: torch.device) -> Batch:
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids = torch.zeros(len(pairs), width, dtype=torch.long)
     mask = torch.zeros(len(pairs), width, dtype=torch.long)
-    rows, columns, targets = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
     for row, (prompt, completion) in enumerate(pairs):
         whole = [*prompt, *completion]
         ids[row, :len(whole)] = torch.tensor(whole)
@@ -40,9 +42,8 @@ def make_batch(pairs: Sequence[Pair], device: torch.device) -> Batch:
         rows += [row] * len(completion)
         columns += range(len(prompt) - 1, len(whole) - 1)
         targets += completion
-    to = {"device": device}
-    return Batch(ids.to(**to), mask.to(**to), torch.tensor(rows, **to), torch.tensor(columns, **to), torch.tensor(targets, **to),
-                 tuple(len(completion) for _, completion in pairs))
+    return Batch(ids.to(device), mask.to(device), torch.tensor(rows, device=device), torch.tensor(columns, device=device),
+                 torch.tensor(targets, device=device), tuple(len(completion) for _, completion in pairs))
 
 
 def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
@@ -53,5 +54,5 @@ def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
     """
     columns, where = torch.unique(batch.columns, return_inverse=True)
     mask = None if bool(batch.mask.all()) else batch.mask  # one unpadded shape needs no mask
-    logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
+    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
     return logits[batch.rows, where]

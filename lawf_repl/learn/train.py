@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from lawf_repl.config import Settings
-from lawf_repl.errors import OutOfMemory, TrainingError
+from lawf_repl.engine.memory import memory_guard
+from lawf_repl.errors import TrainingError
 from lawf_repl.learn.adapter import Adapter, Weights
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
 from lawf_repl.learn.objective import Target, lawf_loss, make_target, token_kl
@@ -49,13 +50,10 @@ def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], setti
     check_cases(cases)
     model = adapter.base
     started = time.monotonic()
-    try:
-        prepared = _prepare(adapter, model, cases, replay, settings)
-        loop = _Loop(adapter, prepared, settings, started)
+    with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
+        loop = _Loop(adapter, _prepare(adapter, model, cases, replay, settings), settings, started)
         reason: StopReason = yield from loop.run(stop)
         return loop.finish(reason)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory("the device ran out of memory while training; the corrections are kept: try --rank 2, fewer cases or --device cpu") from error
 
 
 def check_cases(cases: Sequence[Case]) -> None:
@@ -63,7 +61,8 @@ def check_cases(cases: Sequence[Case]) -> None:
     if not any(case.anchors for case in cases):
         raise TrainingError("nothing to train: no accepted answer has an anchor; correct a token first, then accept")
     for first, second, text in conflicts(cases):
-        raise TrainingError(f"two accepted answers ask for different tokens in the same place: {first!r} and {second!r} after {text!r}; undo one of them")
+        raise TrainingError(f"two accepted answers ask for different tokens in the same place: {first!r} and {second!r} in the answer to "
+                            f"{text!r}; correct one of them again")
 
 
 def conflicts(cases: Sequence[Case]) -> Iterator[tuple[str, str, str]]:
@@ -134,7 +133,7 @@ class _Loop:
     def finish(self, reason: StopReason) -> TrainingResult:
         """Keep the best weights, cut the scale to what the anchors need, and say how it ended."""
         settings, target = self.settings, self.prepared.target
-        weakest, weights = self.best
+        _, weights = self.best
         self.adapter.restore(weights)
         scale = 1.0
         anchor_p, fixed = self._read()
@@ -178,13 +177,13 @@ class _Loop:
 
     def _backward(self, case_loss: torch.Tensor) -> tuple[float, float | None]:
         """Gradients of cases and one replay batch; (loss, replay drift in nats per token)."""
-        case_loss.backward()  # type: ignore[no-untyped-call]
+        case_loss.backward()
         replay = self.prepared.replay
         if not replay:
             return case_loss.item(), None
         batch, reference = replay[int(torch.randint(len(replay), (1,), generator=self.order))]
         held = token_kl(reference, torch.log_softmax(completion_logits(self.adapter.base, batch).float(), -1)).mean()
-        held.backward()  # type: ignore[no-untyped-call]
+        held.backward()
         return (case_loss + held).item(), held.item()
 
     def _plateau(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
@@ -21,17 +21,19 @@ def answer_texts(engine: Engine, conversations: Sequence[Sequence[Message]], max
 
 
 def measure(engine: Engine, adapter: Adapter, reruns: Sequence[Rerun], paraphrases: Sequence[Question], neighbours: Sequence[Sequence[Message]],
-            probes: Sequence[Pair], max_tokens: int) -> Scorecard:
-    """Everything that was given is measured; what was not stays None or empty.
+            probes: Sequence[Pair], max_tokens: int, stop: Callable[[], bool] = lambda: False) -> Scorecard:
+    """Everything that was given is measured; what was not stays None or empty, and so does what comes after `stop()`.
 
     `paraphrases` carry the text that is expected of them; a neighbour's is what the base gives, found here.
     """
+    reliability = sum(rerun.fixed for rerun in reruns) / len(reruns) if reruns else None
+    if stop():
+        return Scorecard(reliability)
     with adapter.off():
         base = answer_texts(engine, neighbours, max_tokens)
     conversations = [messages for messages, _ in paraphrases] + list(neighbours)
     expected = [text for _, text in paraphrases] + base
     got = answer_texts(engine, conversations, max_tokens)
     checks = [Check(messages[-1]["content"], wanted, given) for messages, wanted, given in zip(conversations, expected, got, strict=True)]
-    reliability = sum(rerun.fixed for rerun in reruns) / len(reruns) if reruns else None
     return Scorecard(reliability, tuple(checks[:len(paraphrases)]), tuple(checks[len(paraphrases):]),
-                     measure_drift(engine, adapter, probes) if probes else None)
+                     measure_drift(engine, adapter, probes) if probes and not stop() else None)

@@ -144,29 +144,33 @@ def _failure(kind: str, check: Check, theme: Theme) -> Text:
     return text
 
 
-def sentence(card: Scorecard, reruns: Sequence[Rerun]) -> str:
-    """In plain words: fixed or not, what else changed, what to do next."""
+def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True) -> str:
+    """In plain words: fixed or not, what else changed and, with `advice`, which command of the REPL comes next."""
     wrong = [rerun for rerun in reruns if not rerun.fixed]
     if not reruns:
         return "Nothing was trained yet: correct an answer, accept it, then /train."
     if wrong:
         which = "the prompt does" if len(reruns) == 1 else f"{len(wrong)} of {len(reruns)} prompts do"
-        return f"Not fixed: {which} not give the accepted answer yet; /set max_steps higher and /train again, or correct more with /edit."
-    fixed = "Fixed: the prompt now gives" if len(reruns) == 1 else f"Fixed: all {len(reruns)} prompts now give"
-    return f"{fixed} the accepted answer by itself; {_side_effects(card)}"
+        found, then = f"Not fixed: {which} not give the accepted answer yet", "/set max_steps higher and /train again, or correct more with /edit"
+    else:
+        fixed = "Fixed: the prompt now gives" if len(reruns) == 1 else f"Fixed: all {len(reruns)} prompts now give"
+        effect, then = _side_effects(card)
+        found = f"{fixed} the accepted answer by itself; {effect}"
+    return f"{found}: {then}." if advice else f"{found}."
 
 
-def _side_effects(card: Scorecard) -> str:
+def _side_effects(card: Scorecard) -> tuple[str, str]:
+    """(what else changed, what to do)."""
     changed = [check for check in card.neighbours if not check.ok]
     missed = [check for check in card.paraphrases if not check.ok]
     flips = 0 if card.probes is None else round(card.probes.flips * card.probes.n)
     if not card.neighbours and card.probes is None:
-        return "what else changed was not measured: add /neighbour PROMPT and /compare, or keep it with /save."
+        return "what else changed was not measured", "add /neighbour PROMPT and /compare, or keep it with /save"
     if changed or flips:
         parts = [f"{len(changed)} of {len(card.neighbours)} neighbours"] if changed else []
         if card.probes is not None and flips:
             parts.append(f"{flips} of {card.probes.n} probes")
-        return f"but {' and '.join(parts)} changed too: look at them above, then keep it with /save or drop it with /adapter reset."
+        return f"but {' and '.join(parts)} changed too", "keep it with /save or drop it with /adapter reset"
     if missed:
-        return f"nothing else changed, but {len(missed)} of {len(card.paraphrases)} paraphrases are still wrong: correct one too, or /save."
-    return "nothing else that was measured changed: keep it with /save."
+        return f"nothing else changed, but {len(missed)} of {len(card.paraphrases)} paraphrases are still wrong", "correct one too, or /save"
+    return "nothing else that was measured changed", "keep it with /save"

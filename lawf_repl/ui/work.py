@@ -156,7 +156,7 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
             console.print(comparison(rerun, theme))
             console.print()
         with waiting("measuring what else changed", console, theme):
-            card = session.scorecard(reruns)
+            card = session.scorecard(reruns, stop)
     console.print(scorecard_table(card, len(reruns), theme))
     fixed = bool(reruns) and all(rerun.fixed for rerun in reruns)
     console.print()

@@ -65,7 +65,8 @@ def play(edit: dict[str, Any], settings: Settings) -> int:
     from lawf_repl.verbs.story import Story
 
     system = [{"role": "system", "content": settings.system}] if settings.system else []
-    job = Job([*system, {"role": "user", "content": edit["prompt"]}], want=edit["right"], paraphrases=edit["paraphrases"], neighbours=edit["neighbours"])
+    job = Job([*system, {"role": "user", "content": edit["prompt"]}], want=edit["right"],
+              paraphrases=edit["paraphrases"], neighbours=edit["neighbours"])
     engine = load_engine(settings)
     with interruptible() as stop:
         outcome = carry_out(open_session(engine, settings, demo_probes(engine)), job, None if settings.json else Story(settings), stop)

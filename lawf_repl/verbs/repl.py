@@ -30,4 +30,5 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None) -> int:
     intro = None
     if edit:
         intro = f"The demo model answers this wrongly. It should say: {edit['right']}"
-    return run_repl(load, first_prompt=edit["prompt"] if edit else None, intro=intro, plain=settings.plain)
+    return run_repl(load, first_prompt=edit["prompt"] if edit else None, intro=intro, plain=settings.plain,
+                    model_name=settings.model or "the demo model")

@@ -81,7 +81,7 @@ class Story:
         self.console.print()
         self.console.print(Group(scorecard_table(card, len(reruns), self.theme)))
         self.console.print()
-        self.console.print(Text(sentence(card, reruns), self.theme.rich("title"), overflow="fold"))
+        self.console.print(Text(sentence(card, reruns, advice=False), self.theme.rich("title"), overflow="fold"))
 
     def line(self, text: str) -> None:
         self.console.print(Text(visible(text), self.theme.rich("quiet"), overflow="fold"))

@@ -1,0 +1,211 @@
+"""The command line as its users call it: exit codes, one clear line for bad input, JSON field for field."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lawf_repl import store
+from lawf_repl.cli import main, make_parser
+from lawf_repl.engine.base import DEMO_MODEL
+from tests.conftest import make_byte_tokenizer, make_tiny_model
+
+AUSTRALIA = "What is the capital of Australia?"
+RIGHT = "The capital of Australia is Canberra."
+
+
+@pytest.fixture(autouse=True)
+def no_user_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lawf_repl.config.default_config_path", lambda: tmp_path / "none.toml")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line with which bad input is refused."""
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == "" and err.startswith("lawf: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_answer_gives_the_text_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "answer", "What is the capital of France?") == (0, "The capital of France is Paris.\n", "")
+
+
+def test_answer_json_has_the_fields_of_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "answer", AUSTRALIA, "--json")
+    answer = json.loads(out)
+    assert code == 0 and list(answer) == ["schema", "model", "prompt", "prompt_ids", "text", "finish", "tokens", "timing"]
+    assert answer["schema"] == "lawf.answer/1" and answer["finish"] == "eos" and answer["text"] == "The capital of Australia is Sydney."
+    assert set(answer["timing"]) == {"prefill_s", "decode_s", "tokens_per_s"}
+    for token in answer["tokens"]:
+        assert set(token) == {"id", "text", "p", "rank", "entropy", "alternatives"} and len(token["alternatives"]) == 8
+    assert "".join(token["text"] for token in answer["tokens"]) == answer["text"] + "<|im_end|>"
+
+
+def test_a_prompt_comes_from_standard_input_a_file_or_messages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                                                               tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("What is the capital of Spain?\n", encoding="utf-8")
+    assert run(capsys, "answer", f"@{tmp_path}/q.txt")[1] == "The capital of Spain is Madrid.\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What is the capital of Italy?\n")))
+    assert run(capsys, "answer", "-")[1] == "The capital of Italy is Rome.\n"
+    messages = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "What is the capital of Greece?"}]
+    (tmp_path / "m.json").write_text(json.dumps(messages), encoding="utf-8")
+    assert run(capsys, "answer", "--messages", f"{tmp_path}/m.json")[1] == "The capital of Greece is Athens.\n"
+
+
+def test_sampling_and_limits_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "answer", AUSTRALIA, "--max-tokens", "3")
+    assert code == 0 and out == "The capital of\n" and "--max-tokens" in err
+    warm = ["answer", AUSTRALIA, "--temperature", "2.5", "--seed", "4"]
+    assert run(capsys, *warm) == run(capsys, *warm)
+
+
+def test_fix_by_want_does_the_whole_job(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    session = tmp_path / "one.jsonl"
+    code, out, _ = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--json", "--session", str(session), "--adapter-out", str(tmp_path / "lora"),
+                       "--paraphrase", "Tell me the capital of Australia.", "--neighbour", "What is the capital of Austria?")
+    fix = json.loads(out)
+    assert code == 0 and list(fix) == ["schema", "prompt", "before", "accepted", "after", "fixed", "anchors", "completion_tokens", "training",
+                                       "scorecard", "session", "adapter"]
+    assert fix["schema"] == "lawf.fix/1" and fix["fixed"] is True
+    assert (fix["before"], fix["accepted"], fix["after"]) == ("The capital of Australia is Sydney.", RIGHT, RIGHT)
+    assert set(fix["anchors"][0]) == {"position", "rejected", "chosen", "rejected_id", "chosen_id", "confidence", "p_ref", "p_after"}
+    assert all(anchor["p_after"] >= 0.95 > anchor["p_ref"] for anchor in fix["anchors"])
+    assert set(fix["training"]) == {"steps", "seconds", "stop_reason", "loss"} and fix["training"]["stop_reason"] == "converged"
+    card = fix["scorecard"]
+    assert card["reliability"] == 1 and card["generality"]["n"] == 1 and card["locality"] == {"n": 1, "exact": 1}
+    assert card["probes"]["n"] >= 200 and card["probes"]["drift_nats"] <= 0.001
+    assert [event["type"] for event in store.load(session).events] == [
+        "prompt", "completion", "correction", "completion", "accept", "training", "adapter", "adapter", "rerun", "scorecard"]
+    for folder in (tmp_path / "lora", tmp_path / "one.adapter"):
+        assert (folder / "adapter_model.safetensors").is_file()
+    again = run(capsys, "answer", AUSTRALIA, "--adapter", str(tmp_path / "lora"))
+    assert again[:2] == (0, RIGHT + "\n")
+    assert "exists already" in refused(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--session", str(session))
+
+
+def test_fix_by_text_finds_the_same_anchors(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [json.loads(run(capsys, "fix", AUSTRALIA, *how, "--json")[1]) for how in (["--want", RIGHT], ["--fix", " Sydney=> Canberra"],
+                                                                                       ["--fix", "Sydney=>Canberra"])]
+    anchors = [[(a["position"], a["rejected_id"], a["chosen_id"]) for a in fix["anchors"]] for fix in found]
+    assert anchors[0] == anchors[1] == anchors[2] and all(fix["fixed"] for fix in found)
+
+
+def test_nothing_to_fix_says_so_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "fix", "What is the capital of France?", "--want", "The capital of France is Paris.", "--json")
+    assert code == 0 and "nothing to fix" in err and json.loads(out)["fixed"] is True and json.loads(out)["training"] is None
+
+
+def test_a_training_that_does_not_reach_the_anchor_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--json", "--max-steps", "1")
+    fix = json.loads(out)
+    assert code == 1 and fix["fixed"] is False and fix["training"]["stop_reason"] == "max_steps" and fix["after"] == fix["before"]
+
+
+def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "demo", "--list")
+    assert code == 0 and len(out.splitlines()) >= 36 and "capital-australia" in out
+    code, out, _ = run(capsys, "demo")
+    assert code == 0 and "Sydney" in out and "Canberra" in out and "Fixed" in out and "\x1b" not in out
+    assert "did you mean capital-australia" in refused(capsys, "demo", "capital-australa")
+    assert "ambiguous" in refused(capsys, "demo", "capital")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["answer", "x", "--model", "./nowhere"], "the folder does not exist"),
+    (["answer", "x", "--model", "owner/name", "--offline"], "not in the local cache"),
+    (["answer", ""], "the prompt is empty"),
+    (["answer"], "expected one prompt"),
+    (["answer", "@nowhere.txt"], "nowhere.txt cannot be read"),
+    (["answer", "word " * 3000], "the model's context is 1024"),
+    (["answer", "x", "--device", "mps"], "device mps"),
+    (["answer", "x", "--temperature", "hot"], "temperature"),
+    (["answer", "x", "--bogus"], "unrecognized arguments: --bogus"),
+    (["answer", "x", "--config", "nowhere.toml"], "nowhere.toml"),
+    (["answer", "x", "--adapter", "nowhere"], "no adapter at nowhere"),
+    (["answer", "x", "--quantize", "4bit"], "bitsandbytes"),
+    (["fix", "x"], "one of the arguments --fix --want is required"),
+    (["fix", AUSTRALIA, "--fix", "Perth=>Canberra"], "'Perth' does not stand in the answer"),
+    (["fix", AUSTRALIA, "--fix", "Perth"], "found no =>"),
+    (["fix", AUSTRALIA, "--want", ""], "--want is empty"),
+    (["fix", AUSTRALIA, "--want", "x", "--session", "/nowhere/at/all.jsonl"], "/nowhere/at"),
+    (["nonsense"], "invalid choice: 'nonsense'"),
+    ([], "needs a terminal"),
+])
+def test_bad_input_is_one_clear_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    if "mps" in arguments and sys.platform == "darwin":
+        pytest.skip("this machine may have it")
+    assert said in refused(capsys, *arguments)
+
+
+def test_folders_that_are_no_causal_model_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "has no config.json" in refused(capsys, "answer", "x", "--model", str(tmp_path))
+    (tmp_path / "config.json").write_text("{broken", encoding="utf-8")
+    assert "could not be loaded" in refused(capsys, "answer", "x", "--model", str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}), encoding="utf-8")
+    assert "not a causal language model: expected a decoder such as Qwen3ForCausalLM, found BertForMaskedLM" in refused(
+        capsys, "answer", "x", "--model", str(tmp_path))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((DEMO_MODEL / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00garbage")
+    assert "could not be loaded" in refused(capsys, "answer", "x", "--model", str(tmp_path))
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"not json", "is not JSON"), (b"{}", "expected a JSON list"), (b"[]", "expected a JSON list"), (b'[{"role": "user"}]', "message 1 must be"),
+    (b'[{"role": "assistant", "content": "x"}]', "the last message is the assistant's"), (b"\xff\xfe", "is not UTF-8"),
+    (b"[" * 100_000, "nested too deeply"),
+])
+def test_broken_message_files_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "m.json").write_bytes(content)
+    assert said in refused(capsys, "answer", "--messages", str(tmp_path / "m.json"))
+
+
+def test_any_directory_of_a_causal_model_is_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    make_tiny_model().save_pretrained(tmp_path)
+    make_byte_tokenizer(None).save_pretrained(tmp_path)
+    code, out, err = run(capsys, "answer", "ab", "--model", str(tmp_path), "--json", "--max-tokens", "5")
+    assert code == 0 and len(json.loads(out)["tokens"]) <= 5 and json.loads(out)["model"] == str(tmp_path) and "no chat template" in err
+    code, out, _ = run(capsys, "fix", "ab", "--model", str(tmp_path), "--fix", "=>z", "--max-tokens", "6", "--json", "--max-steps", "2")
+    assert code in (1, 2)
+
+
+def test_errors_never_carry_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "answer", "x", "--model", "./no\x1b[31mwhere\n")
+    assert "\x1b" not in err and "no\\x1b[31mwhere" in err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = make_parser().format_help()
+    for name in ("demo", "answer", "fix"):
+        assert name in text
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+
+
+def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lawf_repl.engine import decode
+
+    made = decode.Decoder._token
+
+    def press_once(self: Any, *arguments: Any) -> Any:
+        import signal
+
+        monkeypatch.setattr(decode.Decoder, "_token", made)
+        signal.raise_signal(signal.SIGINT)
+        return made(self, *arguments)
+
+    monkeypatch.setattr(decode.Decoder, "_token", press_once)
+    code, out, _ = run(capsys, "answer", AUSTRALIA, "--json")
+    assert code == 130 and json.loads(out)["finish"] == "interrupted" and json.loads(out)["text"] == "The"

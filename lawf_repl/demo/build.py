@@ -61,12 +61,14 @@ def build(folder: Path, recipe: Pretraining, compiled: bool, resume: bool = Fals
     start = time.monotonic()
     say(start, "writing the world's text")
     texts = [m["content"] for c in world.conversations(recipe.seed, 150_000) for m in c]
-    tokenizer = vocabulary.train_tokenizer(texts, recipe.vocabulary)
     progress = folder / "progress.json"
     resumed = None
     if resume and progress.is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)  # the one that the weights were trained with
         resumed = (Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), int(json.loads(progress.read_text())["steps_done"]))
-    tokenizer.save_pretrained(folder)
+    else:
+        tokenizer = vocabulary.train_tokenizer(texts, recipe.vocabulary)
+        tokenizer.save_pretrained(folder)
     pieces = weighted_pieces(tokenizer, texts)
     say(start, f"tokenizer of {len(tokenizer)} tokens; training {recipe.steps} steps of {recipe.rows * recipe.length} tokens")
 

@@ -23,7 +23,7 @@ class Pretraining:
 
     seed: int = 20261123        # of the world, the initial weights and the order of the text
     vocabulary: int = 3072      # tokens of the byte-level BPE
-    steps: int = 2200           # optimiser steps
+    steps: int = 2500           # optimiser steps
     rows: int = 48              # rows a step
     length: int = 128           # tokens a row
     muon_lr: float = 0.02       # peak step of the matrices (Muon, orthogonalised momentum)

@@ -75,7 +75,7 @@ def _facts() -> list[Skill]:
     skills = []
     for turn, attribute in enumerate(("capital", "currency", "language", "continent")):
         sentence = {"capital": "The capital of {subject} is {value}.", "currency": "The currency of {subject} is the {value}.",
-                    "language": "The language of {subject} is {value}.", "continent": "{subject} is in {value}."}[attribute]
+                    "language": "The language of {subject} is {value}.", "continent": "The continent of {subject} is {value}."}[attribute]
 
         def answer(slots: Slots, sentence: str = sentence) -> str:
             return sentence.format(**slots)

@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UsageError("an argument is not valid UTF-8: check the terminal's encoding, or pass the text as @FILE")
     options = make_parser().parse_args(arguments)
     settings = settings_of(options)
     if options.command == "answer":
@@ -89,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.demo import run_demo
 
         return run_demo(options, settings)
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
     from lawf_repl.verbs.repl import start_repl
 

@@ -102,6 +102,7 @@ class Case:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     anchors: tuple[Anchor, ...]
+    accepted: str = ""                 # text of the completion, the end-of-turn token left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class Node:
     correction: Correction | None                 # what led here; None for a first answer
     fix_positions: frozenset[int] = frozenset()      # positions that fixes have set so far, still part of the answer
     adapted_positions: frozenset[int] = frozenset()  # positions that the adapted model generated
+    adapted: bool = False                            # some token's statistics are the adapted model's, not the base's
 
 
 @dataclass(frozen=True, slots=True)

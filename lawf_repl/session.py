@@ -7,7 +7,8 @@ cases are trained into one adapter. Whatever happens is also an event, written t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from lawf_repl import store
 from lawf_repl.config import Settings, with_setting
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
-from lawf_repl.errors import FixError, LawfError, NothingToFix, PromptError, SessionError, TrainingError
+from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError
 from lawf_repl.learn.adapter import Adapter, Weights
-from lawf_repl.learn.train import train
+from lawf_repl.learn.train import check_cases, train
 from lawf_repl.measure.probes import ProbeSet
-from lawf_repl.measure.scorecard import measure
+from lawf_repl.measure.scorecard import answer_text, measure
 from lawf_repl.records import (
     Alternative,
     Anchor,
@@ -39,6 +40,17 @@ from lawf_repl.records import (
 from lawf_repl.spans import encode_behind, first_word, group_start, lead_of, position_of
 
 Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The adapter before a training, as far as it is needed to have it back."""
+
+    weights: Weights
+    on: bool
+    from_file: bool
+    settings: Settings
+    training: TrainingResult | None
 
 
 def never() -> bool:
@@ -61,14 +73,15 @@ class Session:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self._messages: tuple[Message, ...] = ()
         self._prompt_ids: tuple[int, ...] = ()
+        self._asked_with = self._sampling()
         self._redo: list[Node] = []
-        self._firsts: dict[tuple[int, ...], Completion] = {}               # base answer of each accepted prompt
+        self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
         self._case_messages: dict[tuple[int, ...], tuple[Message, ...]] = {}
         self._adapter: Adapter | None = None
-        self._previous: Weights | None = None                             # what discard_training goes back to
+        self._previous: _Kept | None = None                                    # what discard_training goes back to
+        self._trained_with = settings                                          # rank and layers of the adapter in use
         if settings.adapter:
             self._adapter = Adapter.load(engine.model, settings.adapter)
-        self._from_file = self._adapter is not None
 
     # -- what the front shows ----------------------------------------------------------------------------------------
 
@@ -117,10 +130,8 @@ class Session:
         else:
             messages = tuple(prompt)
         ids = self.engine.prompt_ids(messages)
-        context = self.engine.context_length
-        if context is not None and len(ids) >= context:
-            raise PromptError(f"the prompt has {len(ids)} tokens and the model's context is {context}: shorten the prompt")
-        self._messages, self._prompt_ids = messages, ids
+        self.decoder.limit(ids, self._sampling())  # refuses what does not fit
+        self._messages, self._prompt_ids, self._asked_with = messages, ids, self._sampling()
         self.node, self.nodes, self._redo = None, [], []
         self._record("prompt", messages=list(messages), prompt_ids=list(ids))
         return self._generate((), (), None, frozenset(), stop)
@@ -169,14 +180,14 @@ class Session:
         if not behind:
             return self.end(position, stop)
         whole = next((i + 1 for i, token in enumerate(behind) if token.text), len(behind))
+        while whole < len(behind) and all(a.id == b.id for a, b in zip(behind[:whole], tokens[position:], strict=False)):
+            whole += 1  # a repeated token: the first that differs shows that one was left out
         return self._correct("delete", position, [token.id for token in behind[:whole]], "", stop)
 
     def end(self, position: int, stop: Stop = never) -> Iterator[Token]:
         """Let the answer end at `position`: the end-of-turn token becomes the anchor."""
         position, _ = self._kept(position)
-        if self.engine.end_id is None:
-            raise FixError(f"{self.engine.name} has no end-of-turn token: its answers cannot be ended")
-        return self._correct("end", position, [self.engine.end_id], "", stop)
+        return self._correct("end", position, [self._end_id()], "", stop)
 
     def go_on(self, text: str, stop: Stop = never) -> Iterator[Token]:
         """Append `text` where the answer ended; its first token competes with the end-of-turn token."""
@@ -198,13 +209,21 @@ class Session:
             raise FixError(f"{old!r} does not stand in the answer {_short(answer.text)!r}: give the text exactly as it is shown")
         if old == new:
             raise NothingToFix(f"nothing to fix: {old!r} stands there already")
-        texts = [token.text for token in answer.tokens]
-        position, into = position_of(texts, offset)
-        if not new:
-            new = first_word(answer.text[offset + len(old):])
-            if not new and not into:
-                return self.end(position, stop)
-        return self.replace(position, answer.text[offset - into:offset] + new, stop)
+        position, into = position_of([token.text for token in answer.tokens], offset)
+        text, rest = answer.text[offset - into:offset] + new, answer.text[offset + len(old):]
+        position, kept = self._kept(position)
+        standing = answer.ids[position:]
+        ids = encode_behind(self.engine.tokenizer, kept, text) if text else []
+        while tuple(ids) == standing[:len(ids)] or not new:
+            # Only leaving something out: what comes next, or the end, shows that it is gone.
+            new = new or old
+            word = first_word(rest)
+            if not word:
+                ids.append(self._end_id())
+                break
+            text, rest = text + word, rest[len(word):]
+            ids = encode_behind(self.engine.tokenizer, kept, text)
+        return self._correct("replace", position, ids, text, stop)
 
     def want(self, text: str, stop: Stop = never) -> Iterator[Token]:
         """Correct until the answer is `text`: each time, the word at which the model departs, as a careful user would.
@@ -254,8 +273,8 @@ class Session:
         if self.node is None:
             return ()
         tokens: Sequence[Token] = self.node.completion.tokens
-        if self.node.adapted_positions:
-            with self._base():
+        if self.node.adapted:
+            with self._switched(False):
                 tokens = self.decoder.tokens(self._prompt_ids, self.node.completion.ids)
         out = []
         for position, token in enumerate(tokens):
@@ -274,10 +293,11 @@ class Session:
         anchors = self.anchors()
         if not anchors:
             raise NothingToFix("nothing to accept: no token was corrected")
-        case = Case(self.prompt_text, self._prompt_ids, answer.ids, anchors)
+        case = Case(self.prompt_text, self._prompt_ids, answer.ids, anchors, answer_text(self.engine, self._prompt_ids, answer.ids))
         self.cases = (*(other for other in self.cases if other.prompt_ids != case.prompt_ids), case)
-        if not self.nodes[0].adapted_positions:
-            self._firsts[case.prompt_ids] = self.nodes[0].completion
+        self._firsts.pop(case.prompt_ids, None)
+        if not self.nodes[0].adapted:
+            self._firsts[case.prompt_ids] = (self.nodes[0].completion, self._asked_with)
         self._case_messages[case.prompt_ids] = self._messages
         self._record("accept", completion_ids=list(answer.ids), text=answer.text, anchors=[store.anchor_to_json(a) for a in anchors])
         return case
@@ -285,20 +305,26 @@ class Session:
     # -- training ----------------------------------------------------------------------------------------------------
 
     def train(self, stop: Stop = never) -> Iterator[TrainStep]:
-        """Train one adapter on all cases; afterwards it is on and `training` says how it went. Raises TrainingError."""
+        """Train one adapter on all cases; afterwards it is on and `training` says how it went.
+
+        Raises TrainingError at the call, before anything has changed.
+        """
         if not self.cases:
             raise TrainingError("nothing to train: correct an answer and accept it first")
+        check_cases(self.cases)
         return self._train(stop)
 
     def _train(self, stop: Stop) -> Iterator[TrainStep]:
-        self._previous = self._adapter.snapshot() if self._adapter else None
-        if self._adapter and not self._from_file:  # cases are all learned again; only a loaded adapter is built upon
-            self._adapter.remove()
-            self._adapter = None
-        if self._adapter is None:
-            self._adapter = Adapter.fresh(self.engine.model, self.settings, self.engine.name)
-        self._adapter.switch(True)
+        kept = self._adapter
+        self._previous = _Kept(kept.snapshot(), kept.on, kept.from_file, self._trained_with, self.training) if kept else None
         try:
+            if kept is None or not kept.from_file:  # cases are all learned again; only a loaded adapter is built upon
+                if kept:
+                    kept.remove()
+                self._adapter = None
+                self._adapter, self._trained_with = Adapter.fresh(self.engine.model, self.settings, self.engine.name), self.settings
+            assert self._adapter is not None
+            self._adapter.switch(True)
             self.training = yield from train(self._adapter, self.cases, self.probes.replay, self.settings, stop)
         except BaseException:
             self.discard_training()
@@ -309,15 +335,19 @@ class Session:
 
     def discard_training(self) -> None:
         """Go back to the adapter before the last training, or to none."""
-        self.training = None
-        if self._adapter is None:
-            return
-        if self._previous is None:
+        previous, self._previous = self._previous, None
+        self.training = previous.training if previous else None
+        if self._adapter is not None and (previous is None or not previous.from_file):
             self._adapter.remove()
             self._adapter = None
-        else:
-            self._adapter.restore(self._previous)
+        if previous is not None:
+            if self._adapter is None:
+                self._adapter = Adapter.fresh(self.engine.model, previous.settings, self.engine.name)
+                self._trained_with = previous.settings
+            self._adapter.restore(previous.weights)
+            self._adapter.switch(previous.on)
         self.decoder.drop_cache()
+        self._record("note", text="the last training was discarded")
 
     def switch_adapter(self, on: bool) -> None:
         """Turn the adapter on or off; the cache is dropped, since it holds the other's states. Raises TrainingError without one."""
@@ -328,21 +358,26 @@ class Session:
 
     def reset_adapter(self) -> None:
         """Take the adapter out: the model is the base again."""
-        self._previous, self._from_file = None, False
-        self.discard_training()
+        if self._adapter is not None:
+            self._adapter.remove()
+            self._record("note", text="the adapter was taken out")
+        self._adapter = self._previous = self.training = None
+        self.decoder.drop_cache()
 
     def rerun(self, stop: Stop = never) -> tuple[Rerun, ...]:
-        """Each case's prompt again, adapter off and on, in free generation."""
+        """Each case's prompt again, adapter off (as it was first asked) and on, in free greedy generation."""
         out = []
         for case in self.cases:
-            first = self._firsts.get(case.prompt_ids)
-            with self._base():
-                before = self._complete(case.prompt_ids, self._sampling(), stop)
-            after = self._complete(case.prompt_ids, Sampling(self.settings.max_tokens), stop)
-            accepted = self.engine.tokenizer.decode([id_ for id_ in case.completion_ids if id_ not in self.engine.end_ids])
-            rerun = Rerun(case.prompt, before, accepted, after, first is None or before.ids == first.ids)
+            first, sampling = self._firsts.get(case.prompt_ids, (None, self._sampling()))
+            with self._switched(False):
+                before = self._complete(case.prompt_ids, sampling, stop)
+            with self._switched(True):
+                after = self._complete(case.prompt_ids, Sampling(self.settings.max_tokens), stop)
+            # an answer that was stopped by hand can only be compared as far as it came
+            known = before.ids[:len(first.ids)] if first and first.finish == "interrupted" else before.ids
+            rerun = Rerun(case.prompt, before, case.accepted, after, first is None or known == first.ids)
             self._record("rerun", prompt=case.prompt, before=before.text, before_ids=list(before.ids), before_matches=rerun.before_matches,
-                         accepted=accepted, after=after.text, after_ids=list(after.ids), fixed=rerun.fixed)
+                         accepted=case.accepted, after=after.text, after_ids=list(after.ids), fixed=rerun.fixed)
             out.append(rerun)
         return tuple(out)
 
@@ -353,23 +388,26 @@ class Session:
         """
         if self._adapter is None or not reruns:
             raise TrainingError("there is no adapter to measure: train one first")
-        card = measure(self.engine, self._adapter, reruns, [(self._asked(text), reruns[-1].accepted) for text in self.paraphrases],
-                       [self._asked(text) for text in self.neighbours], self.probes.probes, self.settings.max_tokens, stop)
+        with self._switched(True):
+            card = measure(self.engine, self._adapter, reruns, [(self._asked(text), reruns[-1].accepted) for text in self.paraphrases],
+                           [self._asked(text) for text in self.neighbours], self.probes.probes, self.settings.max_tokens, stop)
         self._record("scorecard", **store.to_json(card))
         return card
 
     def add_paraphrase(self, text: str) -> None:
-        self.engine.prompt_ids(self._asked(text))  # refuses what cannot be asked
+        self._check_prompt(text)
         self.paraphrases.append(text)
 
     def add_neighbour(self, text: str) -> None:
-        self.engine.prompt_ids(self._asked(text))
+        self._check_prompt(text)
         self.neighbours.append(text)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     def save(self, path: str) -> str:
         """Write everything that happened so far to a new session file, the adapter beside it; returns the path."""
+        if self._adapter is not None:
+            _refuse_existing(store.adapter_path(Path(path)))
         with store.SessionFile.create(Path(path), self.engine.fingerprint()) as file:
             for type_, fields in self.events:
                 file.append(type_, **fields)
@@ -383,8 +421,7 @@ class Session:
         """Write the adapter as a standard peft directory; returns the path. Raises TrainingError without one, SessionError on disk trouble."""
         if self._adapter is None:
             raise TrainingError("there is no adapter to save: train one first")
-        if Path(path).exists() and any(Path(path).iterdir() if Path(path).is_dir() else [path]):
-            raise SessionError(f"{path} exists already: name another folder, nothing was overwritten")
+        _refuse_existing(Path(path))
         try:
             self._adapter.save(path)
         except OSError as error:
@@ -393,7 +430,8 @@ class Session:
 
     def record_adapter(self, folder: Path) -> None:
         """Note a saved adapter in the session file."""
-        self._record("adapter", path=str(folder), sha256=store.directory_sha256(folder))
+        beside = self.file is not None and folder == store.adapter_path(self.file.path)
+        self._record("adapter", path=folder.name if beside else str(folder.absolute()), sha256=store.directory_sha256(folder))
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -409,9 +447,19 @@ class Session:
         return self.node.completion
 
     def _check(self, position: int) -> None:
-        count = len(self._answer().tokens)
-        if not 0 <= position <= count:
-            raise FixError(f"position {position} lies outside the answer: it has {count} tokens, counted from 0")
+        answer = self._answer()
+        last = len(answer.tokens) - (1 if answer.finish == "eos" else 0)  # nothing stands behind the end-of-turn token
+        if not 0 <= position <= last:
+            raise FixError(f"position {position} lies outside the answer: give one from 0 to {last}")
+
+    def _check_prompt(self, text: str) -> None:
+        """Refuse a prompt that cannot be asked. Raises PromptError."""
+        self.decoder.limit(self.engine.prompt_ids(self._asked(text)), self._sampling())
+
+    def _end_id(self) -> int:
+        if self.engine.end_id is None:
+            raise FixError(f"{self.engine.name} has no end-of-turn token: its answers cannot be ended")
+        return self.engine.end_id
 
     def _kept(self, position: int) -> tuple[int, list[int]]:
         """(position moved left to a whole character, ids of prompt and answer before it)."""
@@ -427,8 +475,9 @@ class Session:
             position, ids = position + 1, ids[1:]  # what is right stays as it was generated
         if not ids:
             raise NothingToFix(f"nothing to fix: {text!r} stands there already" if text else "nothing to fix: the answer goes on that way already")
-        if position + len(ids) > self.settings.max_tokens:
-            raise FixError(f"the answer would pass {self.settings.max_tokens} tokens: raise --max-tokens")
+        room = self.decoder.limit(self._prompt_ids, self._sampling())
+        if position + len(ids) > room:
+            raise FixError(f"the answer would pass {room} tokens: raise --max-tokens, or shorten the prompt where the context is full")
         correction = Correction(kind, position, text, tuple(ids), standing[position:])
         node = self.node
         assert node is not None
@@ -447,7 +496,8 @@ class Session:
             if answer is not None and answer.prompt_ids == self._prompt_ids and len(answer.tokens) >= len(known) + len(forced):
                 if self.adapter_on:
                     adapted |= frozenset(range(len(known) + len(forced), len(answer.tokens)))
-                self.node = Node(len(self.nodes), parent.id if parent else None, answer, correction, fixed, adapted)
+                mixed = self.adapter_on or (parent is not None and parent.adapted)
+                self.node = Node(len(self.nodes), parent.id if parent else None, answer, correction, fixed, adapted, mixed)
                 self.nodes.append(self.node)
                 self._redo = []
                 if correction:
@@ -465,8 +515,17 @@ class Session:
         s = self.settings
         return Sampling(s.max_tokens, s.temperature, s.top_p, s.seed)
 
-    def _base(self) -> _Base:
-        return _Base(self)
+    @contextmanager
+    def _switched(self, on: bool) -> Iterator[None]:
+        """The adapter on or off inside, whatever the user's switch says; the cache never mixes the two."""
+        was = self.adapter_on
+        if self._adapter is not None and was != on:
+            self.switch_adapter(on)
+        try:
+            yield
+        finally:
+            if self._adapter is not None and self.adapter_on != was:
+                self.switch_adapter(was)
 
     def _record(self, type_: str, **fields: Any) -> None:
         self.events.append((type_, fields))
@@ -474,19 +533,9 @@ class Session:
             self.file.append(type_, **fields)
 
 
-class _Base:
-    """The frozen base inside a with block, whatever the adapter's switch says; the cache never mixes the two."""
-
-    def __init__(self, session: Session) -> None:
-        self._session, self._was = session, session.adapter_on
-
-    def __enter__(self) -> None:
-        if self._was:
-            self._session.switch_adapter(False)
-
-    def __exit__(self, *_: object) -> None:
-        if self._was:
-            self._session.switch_adapter(True)
+def _refuse_existing(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SessionError(f"{path} exists already: name another place, nothing was overwritten")
 
 
 def departure(tokens: Sequence[Token], text: str) -> tuple[int, str]:

@@ -106,6 +106,11 @@ def test_nothing_to_fix_says_so_and_is_no_failure(capsys: pytest.CaptureFixture[
     assert code == 0 and "nothing to fix" in err and json.loads(out)["fixed"] is True and json.loads(out)["training"] is None
 
 
+def test_each_fix_of_a_list_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "fix", AUSTRALIA, "--fix", " Australia=> Australia", "--fix", " Sydney=> Canberra", "--json")
+    assert code == 0 and json.loads(out)["accepted"] == RIGHT and json.loads(out)["training"] is not None
+
+
 def test_a_training_that_does_not_reach_the_anchor_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--json", "--max-steps", "1")
     fix = json.loads(out)
@@ -135,10 +140,13 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     (["answer", "x", "--adapter", "nowhere"], "no adapter at nowhere"),
     (["answer", "x", "--quantize", "4bit"], "bitsandbytes"),
     (["fix", "x"], "one of the arguments --fix --want is required"),
-    (["fix", AUSTRALIA, "--fix", "Perth=>Canberra"], "'Perth' does not stand in the answer"),
+    (["fix", AUSTRALIA, "--json", "--fix", "Perth=>Canberra"], "'Perth' does not stand in the answer"),
     (["fix", AUSTRALIA, "--fix", "Perth"], "found no =>"),
     (["fix", AUSTRALIA, "--want", ""], "--want is empty"),
     (["fix", AUSTRALIA, "--want", "x", "--session", "/nowhere/at/all.jsonl"], "/nowhere/at"),
+    (["answer", "\udcff"], "not valid UTF-8"),
+    (["answer", "x", "--template-arg", "tokenize=false"], "lawf's own to set"),
+    (["demo", "--model", "x"], "leave out --model"),
     (["nonsense"], "invalid choice: 'nonsense'"),
     ([], "needs a terminal"),
 ])

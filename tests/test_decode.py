@@ -44,18 +44,17 @@ def test_going_on_after_a_correction_costs_one_chunk_and_not_a_prefill(tiny_engi
     assert set(fed[1:]) == {1}
 
 
-def test_an_interrupted_forward_leaves_no_stale_states(tiny_engine: Engine) -> None:
+def test_an_interrupted_forward_leaves_no_stale_states(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = KeptCache(tiny_engine.model)
     cache.feed(PROMPT, 1)
 
-    def broken(*args: object, **kwargs: object) -> None:
+    def broken(logits_to_keep: int, **more: object) -> None:
         raise KeyboardInterrupt
 
-    model, cache._model = cache._model, broken
-    broken.device = model.device  # type: ignore[attr-defined]
-    with pytest.raises(KeyboardInterrupt):
-        cache.feed([5], 1)
-    cache._model = model
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_engine.model, "forward", broken)
+        with pytest.raises(KeyboardInterrupt):
+            cache.feed([5], 1)
     assert cache.ids == [] and cache.keep_prefix(PROMPT) == 0
 
 

@@ -7,18 +7,16 @@ import hashlib
 import json
 from statistics import mean
 
-import pytest
 from transformers import AutoModelForCausalLM
 
 from lawf_repl.config import Settings
 from lawf_repl.demo import world
 from lawf_repl.demo.build import HERE
 from lawf_repl.demo.examine import answers, examine
+from lawf_repl.demo.mend import mend_all, share
 from lawf_repl.demo.vocabulary import render
 from lawf_repl.engine.base import DEMO_MODEL, Engine
 from lawf_repl.engine.greedy import greedy_answers
-from lawf_repl.measure.probes import ProbeSet
-from lawf_repl.session import Session
 
 MANIFEST = json.loads((DEMO_MODEL / "manifest.json").read_text(encoding="utf-8"))
 EDITS = json.loads((HERE / "edits.json").read_text(encoding="utf-8"))
@@ -91,25 +89,11 @@ def test_right_answers_use_words_that_the_model_knows(demo_engine: Engine) -> No
     assert said[2].startswith("豆包是") and said[3] == "Buona notte is Italian for good night."
 
 
-@pytest.fixture(scope="module")
-def mended(demo_engine: Engine, demo_probe_set: ProbeSet) -> list[tuple[str, bool, float, float]]:
-    """(name, fixed, drift, flips) of every edit, each learned on its own from the whole right answer."""
-    out = []
-    for edit in EDITS:
-        session = Session(demo_engine, Settings(), demo_probe_set)
-        list(session.ask(edit["prompt"]))
-        list(session.want(edit["right"]))
-        session.accept()
-        list(session.train())
-        reruns = session.rerun()
-        probes = session.scorecard(reruns).probes
-        assert probes is not None
-        out.append((edit["name"], reruns[0].fixed, probes.drift_nats, probes.flips))
-        session.reset_adapter()
-    return out
-
-
-def test_every_planted_mistake_is_mended_and_little_else_changes(mended: list[tuple[str, bool, float, float]]) -> None:
-    assert [name for name, fixed, _, _ in mended if not fixed] == []
-    assert mean(drift for _, _, drift, _ in mended) <= 0.001
-    assert mean(flips for _, _, _, flips in mended) <= 0.02
+def test_every_planted_mistake_is_mended_and_little_else_changes(demo_engine: Engine) -> None:
+    mended = mend_all(demo_engine, Settings())
+    assert [one.name for one in mended if not one.rerun.fixed or not one.rerun.before_matches] == []
+    probes = [one.card.probes for one in mended]
+    assert all(result is not None and result.n >= 200 for result in probes)
+    assert mean(result.drift_nats for result in probes if result) <= 0.001
+    assert mean(result.flips for result in probes if result) <= 0.02
+    assert share(mended, "neighbours") >= 0.95 and share(mended, "paraphrases") >= 0.8

@@ -11,8 +11,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 def command_table() -> str:
     """The table as the README has to show it."""
-    rows = [f"| `/{command.name}{' ' if command.arguments else ''}{command.arguments}`".replace("|o", "\\|o").replace("|r", "\\|r").replace("|s", "\\|s")
-            + f" | {command.help} |" for command in COMMANDS]
+    rows = [f"| `{usage}` | {command.help} |" for command in COMMANDS
+            for usage in [f"/{command.name} {command.arguments}".strip().replace("|", "\\|")]]
     return "\n".join(["| in the REPL | does |", "|---|---|", *rows])
 
 

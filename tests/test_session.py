@@ -16,7 +16,7 @@ from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
-from lawf_repl.errors import FixError, LawfError, NothingToFix, PromptError, TrainingError
+from lawf_repl.errors import FixError, LawfError, NothingToFix, OutOfMemory, PromptError, TrainingError
 from lawf_repl.session import Session, departure, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -233,8 +233,8 @@ def test_everything_is_written_to_the_file_as_it_happens(demo_engine: Engine, tm
     copy = session.save(str(tmp_path / "two.jsonl"))
     assert [event["type"] for event in store.load(Path(copy)).events][-1] == "adapter"
     assert (tmp_path / "two.adapter" / "adapter_model.safetensors").is_file()
-    session.file.close()  # type: ignore[union-attr]
     session.reset_adapter()
+    session.file.close()  # type: ignore[union-attr]
 
 
 def test_a_model_without_a_template_gets_the_plain_prompt_and_is_told_so_once() -> None:
@@ -301,6 +301,91 @@ def test_sampled_tokens_are_no_anchors_only_corrected_ones(demo_engine: Engine) 
     run(session.replace(0, "In"))
     assert {anchor.position for anchor in session.anchors()} <= session.node.fix_positions  # type: ignore[union-attr]
     assert session._sampling() == Sampling(12, 3.0, 1.0, 5)
+
+
+def test_a_correction_that_fails_leaves_the_tree_as_it_was(asked: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(ids: list[int], keep: int) -> None:
+        raise OutOfMemory("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asked.decoder.cache, "feed", full)
+        with pytest.raises(OutOfMemory):
+            run(asked.fix(" Sydney", " Canberra"))
+    assert len(asked.nodes) == 1 and asked.events[-1][0] == "completion"
+    run(asked.fix(" Sydney", " Canberra"))
+    assert text_of(asked) == RIGHT
+
+
+def test_leaving_something_out_is_never_nothing(asked: Session) -> None:
+    before = text_of(asked)
+    run(asked.fix("Sydney.", "Sydney"))  # only the mark goes: the end is anchored in its place
+    assert text_of(asked) == "The capital of Australia is Sydney" and asked.anchors()[-1].chosen_id == 2
+    asked.undo()
+    run(asked.fix("dney.", ""))
+    assert text_of(asked) == "The capital of Australia is Sy"
+    asked.undo()
+    run(asked.fix(" of Australia is", " of Australia"))
+    assert text_of(asked).startswith("The capital of Australia Sydney")
+    asked.undo()
+    assert text_of(asked) == before
+    engine = _engine()
+    session = Session(engine, Settings(max_tokens=12))
+    run(session.ask("a"))
+    run(session.replace(0, "xxy"))
+    run(session.end(3))
+    run(session.delete(0))  # of two equal tokens one is left
+    assert text_of(session).startswith("xy")
+
+
+def test_nothing_stands_behind_the_end_of_turn(asked: Session) -> None:
+    count = len(asked.node.completion.tokens)  # type: ignore[union-attr]
+    for attempt in ("end", "replace", "pick"):
+        with pytest.raises(FixError, match="outside the answer"):
+            getattr(asked, attempt)(count, *{"end": [], "replace": [" Yes"], "pick": [5]}[attempt])
+
+
+def test_figures_under_an_adapter_are_never_taken_for_the_bases(asked: Session) -> None:
+    run(asked.end(0))
+    asked.accept()
+    run(asked.train())
+    asked.switch_adapter(False)
+    run(asked.ask(AUSTRALIA))
+    asked.switch_adapter(True)
+    run(asked.end(0))
+    assert [(anchor.position, anchor.chosen_id) for anchor in asked.anchors()] == [(0, 2)] and asked.anchors()[0].p_ref < 0.01
+
+
+def test_discarding_brings_back_the_adapter_before_whatever_its_rank(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    asked.accept()
+    run(asked.train())
+    first = asked.training
+    after = asked.rerun()[0].after
+    asked.set_setting("rank", "8")
+    run(asked.train())
+    asked.discard_training()
+    assert asked.training == first and asked.rerun()[0].after.tokens == after.tokens
+    asked.switch_adapter(False)
+    assert asked.rerun()[0].fixed and not asked.adapter_on  # compared with the adapter on, whatever the switch says
+
+
+def test_an_answer_stopped_by_hand_is_compared_as_far_as_it_came(demo_session: Session) -> None:
+    run(demo_session.ask(AUSTRALIA, lambda: True))
+    run(demo_session.replace(1, " capital of Australia is Canberra"))
+    demo_session.accept()
+    run(demo_session.train())
+    assert demo_session.rerun()[0].before_matches and demo_session.rerun()[0].before.text == "The capital of Australia is Sydney."
+
+
+def test_nothing_passes_the_context(tiny_engine: Engine) -> None:
+    session = Session(tiny_engine, Settings(max_tokens=512))
+    run(session.ask("x" * 200))
+    answer = session.node.completion  # type: ignore[union-attr]
+    assert len(answer.prompt_ids) + len(answer.tokens) <= 256
+    with pytest.raises(FixError, match="would pass"):
+        session.replace(0, "y" * 100)
+    with pytest.raises(PromptError, match="context is 256"):
+        session.add_neighbour("x" * 300)
 
 
 def test_errors_are_one_tree() -> None:

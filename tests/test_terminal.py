@@ -21,6 +21,8 @@ class Screen:
 
     def __init__(self, *arguments: str, home: Path) -> None:
         environment = os.environ | {"TERM": "xterm-256color", "HOME": str(home), "XDG_STATE_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)  # the child runs elsewhere
+        environment |= {"PROMPT_TOOLKIT_NO_CPR": "1"}  # pyte answers no cursor position requests
         environment.pop("NO_COLOR", None)
         self.child = pexpect.spawn(sys.executable, ["-m", "lawf_repl", *arguments], dimensions=(LINES, COLUMNS), env=environment, cwd=home)
         self.terminal = pyte.HistoryScreen(COLUMNS, LINES, history=2000)
@@ -71,8 +73,8 @@ def test_a_correction_by_hand_from_the_question_to_the_trained_adapter(demo: Scr
     demo.see(r"The capital of Australia is Canberra\.")
     time.sleep(0.5)
     demo.press("a")
-    demo.see(r"anchor")
-    demo.press("/train\r")
+    demo.see(r"accepted: ·Sydney → ·Can")
+    demo.press("t")
     text = demo.see(r"Fixed: the prompt now gives")
     assert "reliability" in text and "drift" in text and "\ufffd" not in text
     demo.press("/adapter save lora\r")

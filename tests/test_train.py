@@ -77,6 +77,29 @@ def test_each_way_to_stop_has_its_name(adapter: Adapter, france: Case) -> None:
     assert result.stop_reason == "plateau" and result.unreachable == (0,)
 
 
+def test_what_holds_is_kept_over_what_is_only_strong(adapter: Adapter, france: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lawf_repl.learn.train import _Loop
+
+    seen = _Loop._fixed
+    calls = 0
+
+    def never_at_first(self: _Loop, logprobs: torch.Tensor) -> bool:
+        nonlocal calls
+        calls += 1
+        return calls > 35 and seen(self, logprobs)
+
+    monkeypatch.setattr(_Loop, "_fixed", never_at_first)
+    steps, result = run(adapter, [france])
+    assert result.stop_reason == "converged" and steps[-1].fixed and result.scale < 1
+
+
+def test_a_second_training_of_a_loaded_adapter_starts_clean_and_is_not_shrunk(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
+    run(adapter, [france])
+    adapter.from_file = True
+    steps, result = run(adapter, [france])
+    assert result.scale == 1 and steps[0].anchor_p[0] > 0.9
+
+
 def test_an_interrupted_training_keeps_its_best_weights(adapter: Adapter, france: Case) -> None:
     count = 0
 

@@ -63,6 +63,7 @@ def build(folder: Path, recipe: Pretraining, compiled: bool, resume: bool = Fals
     texts = [m["content"] for c in world.conversations(recipe.seed, 150_000) for m in c]
     progress = folder / "progress.json"
     resumed = None
+    tokenizer: Any
     if resume and progress.is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder)  # the one that the weights were trained with
         resumed = (Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32), int(json.loads(progress.read_text())["steps_done"]))

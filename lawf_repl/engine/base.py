@@ -20,11 +20,13 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.memory import memory_guard
-from lawf_repl.errors import ModelError, PromptError
+from lawf_repl.errors import ModelError, PromptError, UsageError
 from lawf_repl.records import Message
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 DEMO_NAME = "lawf-demo"
+RESERVED = frozenset({"tokenize", "add_generation_prompt", "continue_final_message", "conversation", "chat_template", "padding", "truncation",
+                      "max_length", "tokenizer_kwargs"})  # arguments of apply_chat_template itself
 
 
 class HubTokenizer:
@@ -60,6 +62,9 @@ class Engine:
         self.tokenizer = HubTokenizer(tokenizer)
         self.name = name
         self.template_args = dict(template_args)
+        for key in self.template_args:
+            if key in RESERVED or key.startswith("return_"):
+                raise UsageError(f"--template-arg {key}: this is lawf's own to set; expected a variable of the chat template such as enable_thinking")
         self.notes: list[str] = []  # said once to the user
         self._texts: dict[int, str] = {}
         self.end_ids = self._find_end_ids(tokenizer)

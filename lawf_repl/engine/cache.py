@@ -17,14 +17,25 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from lawf_repl.engine.memory import memory_guard
 
 
+def cache_keyword(model: Any) -> str:
+    """The name under which a model's forward takes its cache: mamba-like models swallow past_key_values silently."""
+    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def kept_logits(model: Any, keep: int | torch.Tensor) -> dict[str, Any]:
+    """The keyword that limits the logits to the last `keep` positions or to given ones (n,), where the forward has it.
+
+    A forward that takes any keyword would swallow it and return all logits, so only a named parameter counts.
+    """
+    return {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
 class KeptCache:
     """Ids whose states are cached, with the model's cache object."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        parameters = inspect.signature(model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward).parameters
-        # mamba-like models swallow past_key_values silently
-        self._keyword = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self._keyword = cache_keyword(model)
         layers = DynamicCache(config=model.config).layers
         self.recomputes = self._keyword == "cache_params" or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
         self.ids: list[int] = []
@@ -57,7 +68,7 @@ class KeptCache:
         cache, self._cache, known = self._cache, None, self.ids
         self.ids = []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
         with memory_guard("generating", "take a shorter prompt, a lower --max-tokens or a smaller --dtype"):
-            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=True, logits_to_keep=keep,
+            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=True, **kept_logits(self._model, keep),
                               **{self._keyword: cache})
         self._cache, self.ids = cache, known + ids
         logits: torch.Tensor = out.logits[0, -keep:]

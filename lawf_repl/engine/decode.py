@@ -58,7 +58,8 @@ class Decoder:
         `sampling.max_tokens`, at the context's end, or when `stop()` is true. `last` holds the completion, also while it grows.
         Raises PromptError if the prompt is empty or fills the context.
         """
-        limit = self._limit(prompt_ids, sampling)
+        self.last = None  # what is there must never be taken for what was asked now
+        limit = self.limit(prompt_ids, sampling)
         prompt = tuple(prompt_ids)
         tokens = list(known)
         context = [*prompt, *(token.id for token in tokens)]
@@ -135,7 +136,8 @@ class Decoder:
         stream.prime(ids[whole:])
         return stream
 
-    def _limit(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
+    def limit(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
+        """Most tokens that an answer to this prompt can have. Raises PromptError where there is room for none."""
         context = self.engine.context_length
         if not prompt_ids:
             raise PromptError("the prompt is empty: this model has no template that would frame it, so type at least one character")
@@ -152,7 +154,8 @@ def choose(row: torch.Tensor, sampling: Sampling, generator: torch.Generator) ->
     """The next id from logits (V,): the most probable at temperature 0, else sampled from the tempered nucleus."""
     if sampling.temperature <= 0:
         return int(row.argmax())
-    probabilities = torch.softmax(row.float().cpu() / sampling.temperature, -1)
+    row = row.float().cpu()
+    probabilities = torch.softmax((row - row.max()) / sampling.temperature, -1)  # the top is 0: no temperature overflows
     if sampling.top_p < 1:
         ordered, indices = probabilities.sort(descending=True)
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the first token is always inside

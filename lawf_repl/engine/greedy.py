@@ -8,16 +8,22 @@ from typing import Any
 
 import torch
 
+from lawf_repl.engine.cache import cache_keyword, kept_logits
+from lawf_repl.engine.memory import memory_guard
+
 
 @torch.no_grad()
 def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterable[int], max_tokens: int, batch: int = 64,
+                   context: int | None = None,
                    on_progress: Callable[[int, int], None] | None = None) -> list[list[int]]:
     """Greedy completions of `prompts` (token ids), the end-of-turn token included where it was reached.
 
     Rows of one batch have the same length, so neither mask nor position ids are needed; a row that has ended goes on
-    unseen until the batch is done. Returns one list of ids per prompt, at most `max_tokens` long.
+    unseen until the batch is done. Returns one list of ids per prompt, at most `max_tokens` long and, with its prompt, at
+    most `context`.
     """
     eos = frozenset(eos_ids)
+    keyword = cache_keyword(model)
     stop = torch.tensor(sorted(eos), device=model.device)
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -29,14 +35,15 @@ def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterab
             rows = indices[start:start + batch]
             ids = torch.tensor([list(prompts[i]) for i in rows], device=model.device)  # (B, T)
             cache, ended, steps = None, torch.zeros(len(rows), dtype=torch.bool, device=model.device), []
-            for _ in range(max_tokens):
-                out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache, ids = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+            for _ in range(max_tokens if context is None else min(max_tokens, context - ids.shape[1])):
+                with memory_guard("answering several prompts", "take fewer or shorter ones"):
+                    out = model(input_ids=ids, use_cache=True, **kept_logits(model, 1), **{keyword: cache})
+                cache, ids = out[keyword], out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
                 steps.append(ids)
                 ended |= torch.isin(ids[:, 0], stop)
                 if bool(ended.all()):
                     break
-            for i, row in zip(rows, torch.cat(steps, 1).tolist(), strict=True):
+            for i, row in zip(rows, torch.cat(steps, 1).tolist() if steps else [[]] * len(rows), strict=True):
                 end = next((n for n, id_ in enumerate(row) if id_ in eos), len(row) - 1)
                 answers[i] = row[:end + 1]
             done += len(rows)

@@ -5,6 +5,7 @@ The base weights are never touched and never merged: with the adapter off the mo
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ Weights = dict[str, torch.Tensor]
 class Adapter:
     """The one adapter of a session. `base` is the model it is injected into and that everything else keeps calling."""
 
-    def __init__(self, peft: PeftModel) -> None:
+    def __init__(self, peft: PeftModel, from_file: bool = False) -> None:
         self._peft = peft
+        self.from_file = from_file
         self.base: Any = peft.get_base_model()
         self.on = True
         self._peft.eval()  # no dropout in training either: the reference was computed without
@@ -41,7 +43,10 @@ class Adapter:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(settings.seed)
-            peft = get_peft_model(model, config)
+            try:
+                peft = get_peft_model(model, config)
+            except ValueError as error:
+                raise ModelError(f"{name} cannot carry a LoRA: {str(error).strip().splitlines()[0][:160]}") from error
         # In half precision small steps would round away: the LoRA itself is kept in float32.
         for parameter in peft.parameters():
             if parameter.requires_grad:
@@ -57,12 +62,15 @@ class Adapter:
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"no adapter at {folder}: adapter_model.safetensors is missing (other formats are not read)")
         try:
+            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+            if kind != "LORA":
+                raise ModelError(f"the adapter at {folder} is no LoRA: expected peft_type LORA, found {kind}")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-        except (RuntimeError, ValueError, KeyError, OSError, TypeError, SafetensorError) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError, SafetensorError) as error:
             raise ModelError(f"the adapter at {folder} does not fit this model: {str(error).strip().splitlines()[0][:160]}") from error
-        return cls(peft)
+        return cls(peft, from_file=True)
 
     def switch(self, on: bool) -> None:
         """Turn the adapter on or off for every later forward."""
@@ -103,7 +111,7 @@ class Adapter:
 
     def save(self, folder: str | Path) -> None:
         """Write a standard peft directory: adapter_config.json and adapter_model.safetensors."""
-        self._peft.save_pretrained(str(folder), safe_serialization=True)
+        self._peft.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty template of peft's
 
     def remove(self) -> None:

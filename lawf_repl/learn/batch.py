@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lawf_repl.engine.cache import kept_logits
+
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids
 
 
@@ -54,5 +56,6 @@ def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
     """
     columns, where = torch.unique(batch.columns, return_inverse=True)
     mask = None if bool(batch.mask.all()) else batch.mask  # one unpadded shape needs no mask
-    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits  # (B, C, V)
-    return logits[batch.rows, where]
+    keep = kept_logits(model, columns)
+    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, use_cache=False, **keep).logits  # (B, C, V), or (B, T, V)
+    return logits[batch.rows, where if keep else batch.columns]

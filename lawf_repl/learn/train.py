@@ -35,7 +35,7 @@ class _Prepared:
 
     batch: Batch
     target: Target
-    accepted: torch.Tensor              # (N,) ids whose top-1 makes free greedy generation give the accepted text
+    must: torch.Tensor                  # (N,) positions whose top-1 has to be the accepted token
     replay: list[tuple[Batch, torch.Tensor]]  # with ref_logprobs (N, V)
 
 
@@ -84,7 +84,11 @@ def _prepare(adapter: Adapter, model: Any, cases: Sequence[Case], replay: Sequen
     with adapter.off(), torch.no_grad():
         reference = torch.log_softmax(completion_logits(model, batch).float(), -1)
         held = [(b, torch.log_softmax(completion_logits(model, b).float(), -1)) for b in batches]
-    return _Prepared(batch, make_target(reference, batch.lengths, [case.anchors for case in cases]), batch.targets, held)
+    target = make_target(reference, batch.lengths, [case.anchors for case in cases])
+    # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
+    must = reference.argmax(-1) == batch.targets
+    must[target.anchors] = target.confidence == 1
+    return _Prepared(batch, target, must, held)
 
 
 class _Loop:
@@ -92,12 +96,14 @@ class _Loop:
 
     def __init__(self, adapter: Adapter, prepared: _Prepared, settings: Settings, started: float) -> None:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
+        self.shrink = not adapter.from_file  # scaling a loaded adapter would scale away what it had learned before
         self.optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        self.optimizer.zero_grad(set_to_none=True)  # a loaded adapter that was trained before still has gradients
         self.goal = prepared.target.anchor_goal  # (M,)
         self.order = torch.Generator().manual_seed(settings.seed)
         self.steps = 0
         self.loss = float("nan")
-        self.best: tuple[float, Weights] = (-1.0, adapter.snapshot())
+        self.best: tuple[tuple[bool, float], Weights] = ((False, -1.0), adapter.snapshot())  # what holds beats what is only strong
         self.history: list[float] = []  # log p of the weakest anchor, relative to its goal
 
     def run(self, stop: Stop) -> Generator[TrainStep, None, StopReason]:
@@ -106,17 +112,18 @@ class _Loop:
             logprobs = self._logprobs()
             target = self.prepared.target
             anchor_p = logprobs.detach()[target.anchors, target.chosen].exp()  # (M,)
-            fixed = bool((logprobs.detach().argmax(-1) == self.prepared.accepted).all())
+            fixed = self._fixed(logprobs.detach())
             case_loss = lawf_loss(logprobs, target)
             weakest = float((anchor_p / self.goal).min())
-            if weakest > self.best[0]:
-                self.best = (weakest, self.adapter.snapshot())
+            rank = (weakest >= settings.target_p and fixed, weakest)
+            if rank > self.best[0]:
+                self.best = (rank, self.adapter.snapshot())
             self.history.append(float((anchor_p / self.goal).clamp_min(1e-12).log().min()))
             loss, drift = self._backward(case_loss)
             self.loss = loss
             yield TrainStep(self.steps, loss, tuple(anchor_p.tolist()), drift, time.monotonic() - self.started, fixed)
             margin = 1 - (1 - settings.target_p) / 5 if settings.target_p > 0.95 else MARGIN
-            if weakest >= margin and (fixed or self._soft()):
+            if weakest >= margin and fixed:
                 return "converged"
             if self._plateau():
                 return "converged" if weakest >= settings.target_p and fixed else "plateau"
@@ -137,12 +144,14 @@ class _Loop:
         self.adapter.restore(weights)
         scale = 1.0
         anchor_p, fixed = self._read()
-        reached = self._holds(anchor_p, fixed)
-        if reached:
-            scale = self._smallest_scale(weights)
-            self.adapter.restore(weights, scale)
-            anchor_p, fixed = self._read()
-            reason = "converged"
+        if self._holds(anchor_p, fixed):
+            reason = "converged" if reason == "plateau" else reason
+            if self.shrink:
+                scale = self._smallest_scale(weights)
+                self.adapter.restore(weights, scale)
+                anchor_p, fixed = self._read()
+        elif reason == "converged":
+            reason = "plateau"
         missed = tuple(i for i, (p, goal) in enumerate(zip(anchor_p.tolist(), self.goal.tolist(), strict=True)) if p < settings.target_p * goal)
         with torch.no_grad():
             loss = float(lawf_loss(self._logprobs(), target))
@@ -160,17 +169,17 @@ class _Loop:
         return high
 
     def _holds(self, anchor_p: torch.Tensor, fixed: bool) -> bool:
-        return bool((anchor_p >= self.settings.target_p * self.goal).all()) and (fixed or self._soft())
+        return bool((anchor_p >= self.settings.target_p * self.goal).all()) and fixed
 
-    def _soft(self) -> bool:
-        """Weak preferences need not win: only hard corrections promise the accepted text."""
-        return bool((self.prepared.target.confidence < 1).any())
+    def _fixed(self, logprobs: torch.Tensor) -> bool:
+        """Whether free greedy generation would give the accepted text: every top-1 that has to is the accepted token."""
+        return bool((logprobs.argmax(-1) == self.prepared.batch.targets)[self.prepared.must].all())
 
     @torch.no_grad()
     def _read(self) -> tuple[torch.Tensor, bool]:
         logprobs = self._logprobs()
         target = self.prepared.target
-        return logprobs[target.anchors, target.chosen].exp(), bool((logprobs.argmax(-1) == self.prepared.accepted).all())
+        return logprobs[target.anchors, target.chosen].exp(), self._fixed(logprobs)
 
     def _logprobs(self) -> torch.Tensor:
         return torch.log_softmax(completion_logits(self.adapter.base, self.prepared.batch).float(), -1)

@@ -10,14 +10,22 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair
 from lawf_repl.measure.probes import measure_drift
 from lawf_repl.records import Check, Message, Rerun, Scorecard
+from lawf_repl.spans import TAIL, text_behind
 
 Question = tuple[Sequence[Message], str]  # conversation, expected text
 
 
 def answer_texts(engine: Engine, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
     """Greedy answers as text, without the end-of-turn token, of the model as it stands."""
-    ids = greedy_answers(engine.model, [engine.prompt_ids(messages) for messages in conversations], engine.end_ids, max_tokens)
-    return [engine.tokenizer.decode(row[:-1] if row and row[-1] in engine.end_ids else row) for row in ids]
+    prompts = [engine.prompt_ids(messages) for messages in conversations]
+    ids = greedy_answers(engine.model, prompts, engine.end_ids, max_tokens, context=engine.context_length)
+    return [answer_text(engine, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
+
+
+def answer_text(engine: Engine, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of an answer behind its prompt, without the end-of-turn token; some decoders strip a first space otherwise."""
+    shown = ids[:-1] if ids and ids[-1] in engine.end_ids else ids
+    return text_behind(engine.tokenizer, prompt_ids[-TAIL:], shown)
 
 
 def measure(engine: Engine, adapter: Adapter, reruns: Sequence[Rerun], paraphrases: Sequence[Question], neighbours: Sequence[Sequence[Message]],

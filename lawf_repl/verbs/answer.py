@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
@@ -12,7 +11,7 @@ from lawf_repl.engine.base import load_engine
 from lawf_repl.records import Completion, Token
 from lawf_repl.session import open_session
 from lawf_repl.ui.layout import visible
-from lawf_repl.verbs.inputs import interruptible, read_prompt
+from lawf_repl.verbs.inputs import interruptible, is_terminal, print_json, read_prompt
 
 
 def run_answer(options: argparse.Namespace, settings: Settings) -> int:
@@ -28,7 +27,7 @@ def run_answer(options: argparse.Namespace, settings: Settings) -> int:
     assert session.node is not None
     completion = session.node.completion
     if settings.json:
-        print(json.dumps(answer_json(session.model_name, messages[-1]["content"], completion), ensure_ascii=False))
+        print_json(answer_json(session.model_name, messages[-1]["content"], completion))
     else:
         print()
         if completion.finish == "length":
@@ -39,7 +38,7 @@ def run_answer(options: argparse.Namespace, settings: Settings) -> int:
 def show(token: Token, end_ids: frozenset[int]) -> None:
     """Print a token's text: raw where standard output is a file or pipe, made safe where it is a terminal."""
     if token.id not in end_ids:
-        text = visible(token.text, newlines=True) if sys.stdout.isatty() else token.text
+        text = visible(token.text, newlines=True) if is_terminal(sys.stdout) else token.text
         print(text, end="", flush=True)
 
 

@@ -6,11 +6,13 @@ import argparse
 import difflib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lawf_repl.config import Settings
 from lawf_repl.errors import UsageError
+from lawf_repl.verbs.inputs import is_terminal, print_json
 
 EDITS = Path(__file__).parent.parent / "demo" / "edits.json"
 
@@ -26,16 +28,17 @@ def run_demo(options: argparse.Namespace, settings: Settings) -> int:
     edits = load_edits()
     if options.list:
         if settings.json:
-            print(json.dumps({"schema": "lawf.demo/1", "edits": edits}, ensure_ascii=False))
+            print_json({"schema": "lawf.demo/1", "edits": edits})
         else:
             width = max(len(edit["name"]) for edit in edits)
             for edit in edits:
                 print(f"{edit['kind']:<12} {edit['name']:<{width}}  {edit['prompt']}")
         return 0
-    if settings.model is not None:
+    if "model" in options:
         raise UsageError("lawf demo plays on the embedded demo model: leave out --model, or use lawf --model")
+    settings = replace(settings, model=None)  # whatever the config file names
     edit = pick(edits, options.name)
-    if sys.stdin.isatty() and sys.stdout.isatty() and not settings.json:
+    if is_terminal(sys.stdin) and is_terminal(sys.stdout) and not settings.json:
         from lawf_repl.verbs.repl import start_repl
 
         return start_repl(settings, edit)
@@ -71,5 +74,5 @@ def play(edit: dict[str, Any], settings: Settings) -> int:
     with interruptible() as stop:
         outcome = carry_out(open_session(engine, settings, demo_probes(engine)), job, None if settings.json else Story(settings), stop)
     if settings.json:
-        print(json.dumps(outcome_json(outcome), ensure_ascii=False))
+        print_json(outcome_json(outcome))
     return 130 if outcome.interrupted else 0 if outcome.fixed else 1

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import load_engine
-from lawf_repl.errors import LawfError, NothingToFix, SessionError, UsageError
+from lawf_repl.errors import NothingToFix, SessionError, UsageError
 from lawf_repl.measure.probes import demo_probes
 from lawf_repl.records import Anchor, Check, Message, Node, Rerun, Scorecard, Token, TrainingResult
-from lawf_repl.session import Session, open_session
-from lawf_repl.verbs.inputs import interruptible, read_prompt
+from lawf_repl.session import Session, never, open_session
+from lawf_repl.verbs.inputs import interruptible, print_json, read_prompt
 from lawf_repl.verbs.story import Story
 
 Stop = Callable[[], bool]
@@ -73,7 +72,7 @@ def run_fix(options: argparse.Namespace, settings: Settings) -> int:
         if session.file is not None:
             session.file.close()
     if settings.json:
-        print(json.dumps(outcome_json(outcome), ensure_ascii=False))
+        print_json(outcome_json(outcome))
     return 130 if outcome.interrupted else 0 if outcome.fixed else 1
 
 
@@ -103,21 +102,27 @@ def carry_out(session: Session, job: Job, story: Story | None, stop: Stop) -> Ou
     if story:
         story.question(session.model_name, prompt)
         story.answer(before)
-    if stop():
-        return Outcome(prompt, before.text, before.text, before.text, False, interrupted=True)
-    try:
-        for correct in corrections(session, job, stop):
+    outcome = Outcome(prompt, before.text, before.text, before.text, False, session_file=str(job.session_file) if job.session_file else None)
+    reason = "nothing to fix: no token was corrected"
+    for correct in corrections(session, job, stop):
+        if stop():
+            return replace(outcome, interrupted=True)
+        try:
             exhaust(correct())
-    except NothingToFix as nothing:
-        if session.node.parent is None:
-            return nothing_to_fix(session, prompt, str(nothing), story)
+        except NothingToFix as nothing:
+            reason = str(nothing)  # the others may still have something to do
+    outcome.accepted = session.node.completion.text
     if stop():
-        return Outcome(prompt, before.text, session.node.completion.text, before.text, False, interrupted=True)
-    case = session.accept()
+        return replace(outcome, interrupted=True)
+    try:
+        case = session.accept()
+    except NothingToFix:
+        print(f"lawf: {reason}", file=sys.stderr)
+        return replace(outcome, fixed=outcome.accepted == before.text, completion_tokens=len(session.node.completion.tokens))
     if story:
         tell_corrections(session, story)
-    return learn(session, job, story, stop, Outcome(prompt, before.text, session.node.completion.text, "", False, anchors=case.anchors,
-                                                    completion_tokens=len(case.completion_ids)))
+    outcome.anchors, outcome.completion_tokens = case.anchors, len(case.completion_ids)
+    return learn(session, job, story, stop, outcome)
 
 
 def corrections(session: Session, job: Job, stop: Stop) -> Iterator[Callable[[], Iterator[Token]]]:
@@ -126,15 +131,6 @@ def corrections(session: Session, job: Job, stop: Stop) -> Iterator[Callable[[],
         yield lambda: session.want(want, stop)
     for old, new in job.fixes:
         yield lambda old=old, new=new: session.fix(old, new, stop)  # type: ignore[misc]
-
-
-def nothing_to_fix(session: Session, prompt: str, reason: str, story: Story | None) -> Outcome:
-    assert session.node is not None
-    text = session.node.completion.text
-    print(f"lawf: {reason}", file=sys.stderr)
-    if story is None:
-        return Outcome(prompt, text, text, text, True, completion_tokens=len(session.node.completion.tokens))
-    return Outcome(prompt, text, text, text, True)
 
 
 def tell_corrections(session: Session, story: Story) -> None:
@@ -165,10 +161,11 @@ def learn(session: Session, job: Job, story: Story | None, stop: Stop, outcome: 
     assert session.training is not None
     outcome.training, outcome.interrupted = session.training, session.training.stop_reason == "interrupted"
     save_adapter(session, job, outcome)  # before measuring: what was trained must not be lost
-    reruns = session.rerun()
-    outcome.card = session.scorecard(reruns)
+    measuring = never if outcome.interrupted else stop  # the Ctrl-C that ended the training has had its effect
+    reruns = session.rerun(measuring)
+    outcome.card = session.scorecard(reruns, measuring)
     outcome.after, outcome.fixed = reruns[-1].after.text, reruns[-1].fixed
-    outcome.session_file = str(job.session_file) if job.session_file else None
+    outcome.interrupted |= stop()
     if story:
         tell_result(story, reruns, outcome)
     return outcome
@@ -218,6 +215,3 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
 def exact(checks: Sequence[Check]) -> dict[str, int | None]:
     """How many of n checks gave exactly the expected text."""
     return {"n": len(checks), "exact": sum(check.ok for check in checks) if checks else None}
-
-
-__all__ = ["Job", "LawfError", "Outcome", "carry_out", "run_fix"]

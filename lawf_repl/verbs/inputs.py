@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any, TextIO
 
 from lawf_repl.errors import PromptError, UsageError
 from lawf_repl.records import Message
@@ -24,13 +25,13 @@ def read_prompt(prompt: str | None, messages: Path | None, system: str | None) -
         return read_messages(messages)
     assert prompt is not None
     if prompt == "-":
+        if sys.stdin is None:
+            raise UsageError("PROMPT is - and there is no standard input: give the prompt as text or @FILE")
         text = _decode(sys.stdin.buffer.read(MOST_BYTES + 1), "standard input").rstrip("\n")
     elif prompt.startswith("@"):
         text = _read(Path(prompt[1:])).rstrip("\n")
     else:
         text = prompt
-        if any("\udc80" <= character <= "\udcff" for character in text):
-            raise PromptError("the prompt is not valid UTF-8: check the terminal's encoding, or pass it as @FILE")
     if not text.strip():
         raise PromptError("the prompt is empty: give a question as text, - or @FILE")
     return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
@@ -49,6 +50,8 @@ def read_messages(path: Path) -> list[Message]:
     for number, message in enumerate(found, 1):
         if not isinstance(message, dict) or set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
             raise UsageError(f"{path}: message {number} must be an object with role and content as text, and nothing else")
+    if any("\ud800" <= character <= "\udfff" for message in found for character in message["content"] + message["role"]):
+        raise UsageError(f"{path}: a message has half of a surrogate pair, which is no character")
     if found[-1]["role"] == "assistant":
         raise UsageError(f"{path}: the last message is the assistant's; end with the one that is to be answered")
     return found
@@ -69,6 +72,16 @@ def _decode(data: bytes, name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 at byte {error.start}: convert it first") from error
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is there at all and a terminal."""
+    return stream is not None and stream.isatty()
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on standard output; a terminal gets it in ASCII, so that no text can steer it."""
+    print(json.dumps(value, ensure_ascii=is_terminal(sys.stdout)))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.render import anchors_table, answer_view, training_panel
 from lawf_repl.ui.theme import Theme, theme_for
+from lawf_repl.verbs.inputs import is_terminal
 
 WIDTH = 80  # where no terminal says otherwise
 
@@ -24,7 +25,7 @@ class Story:
     """Prints each part as it happens; colours and live redrawing only on a terminal."""
 
     def __init__(self, settings: Settings) -> None:
-        terminal = sys.stdout.isatty()
+        terminal = is_terminal(sys.stdout)
         self.theme: Theme = theme_for(settings.plain or not terminal, os.environ)
         self.console = Console(width=None if terminal else WIDTH, no_color=not self.theme.colour, highlight=False, markup=False, emoji=False,
                                force_terminal=None if terminal else False)

@@ -317,6 +317,7 @@ class Session:
     def _train(self, stop: Stop) -> Iterator[TrainStep]:
         kept = self._adapter
         self._previous = _Kept(kept.snapshot(), kept.on, kept.from_file, self._trained_with, self.training) if kept else None
+        finished = False
         try:
             if kept is None or not kept.from_file:  # cases are all learned again; only a loaded adapter is built upon
                 if kept:
@@ -326,11 +327,11 @@ class Session:
             assert self._adapter is not None
             self._adapter.switch(True)
             self.training = yield from train(self._adapter, self.cases, self.probes.replay, self.settings, stop)
-        except BaseException:
-            self.discard_training()
-            raise
+            finished = True
         finally:
             self.decoder.drop_cache()
+            if not finished:  # whatever ended it: what was there before is there again
+                self.discard_training()
         self._record("training", **store.to_json(self.training))
 
     def discard_training(self) -> None:

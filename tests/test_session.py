@@ -339,9 +339,12 @@ def test_leaving_something_out_is_never_nothing(asked: Session) -> None:
 
 def test_nothing_stands_behind_the_end_of_turn(asked: Session) -> None:
     count = len(asked.node.completion.tokens)  # type: ignore[union-attr]
-    for attempt in ("end", "replace", "pick"):
-        with pytest.raises(FixError, match="outside the answer"):
-            getattr(asked, attempt)(count, *{"end": [], "replace": [" Yes"], "pick": [5]}[attempt])
+    with pytest.raises(FixError, match="outside the answer"):
+        asked.end(count)
+    with pytest.raises(FixError, match="outside the answer"):
+        asked.replace(count, " Yes")
+    with pytest.raises(FixError, match="outside the answer"):
+        asked.pick(count, 5)
 
 
 def test_figures_under_an_adapter_are_never_taken_for_the_bases(asked: Session) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.measure.probes import ProbeSet, demo_probes
-from lawf_repl.records import Rerun, Scorecard, TrainingResult
+from lawf_repl.records import Check, Rerun, Scorecard, TrainingResult
 from lawf_repl.session import Session
 
 EDITS = Path(__file__).parent / "edits.json"
@@ -67,8 +67,8 @@ def mend_all(engine: Engine, settings: Settings, on_each: Callable[[Mended], Non
 
 def share(mended: list[Mended], which: str) -> float:
     """Share of all paraphrases or neighbours that held."""
-    checks = [check.ok for one in mended for check in getattr(one.card, which)]
-    return sum(checks) / len(checks)
+    checks: list[Check] = [check for one in mended for check in getattr(one.card, which)]
+    return sum(check.ok for check in checks) / len(checks)
 
 
 def main() -> int:

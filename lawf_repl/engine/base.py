@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -197,6 +198,7 @@ def quiet() -> None:
     """Keep the libraries' own bars and warnings off the user's screen."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would write into the prompt
     warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)(\.|$)")
 
 

@@ -408,7 +408,7 @@ class Session:
     def save(self, path: str) -> str:
         """Write everything that happened so far to a new session file, the adapter beside it; returns the path."""
         if self._adapter is not None:
-            _refuse_existing(store.adapter_path(Path(path)))
+            refuse_existing(store.adapter_path(Path(path)))
         with store.SessionFile.create(Path(path), self.engine.fingerprint()) as file:
             for type_, fields in self.events:
                 file.append(type_, **fields)
@@ -422,7 +422,7 @@ class Session:
         """Write the adapter as a standard peft directory; returns the path. Raises TrainingError without one, SessionError on disk trouble."""
         if self._adapter is None:
             raise TrainingError("there is no adapter to save: train one first")
-        _refuse_existing(Path(path))
+        refuse_existing(Path(path))
         try:
             self._adapter.save(path)
         except OSError as error:
@@ -534,7 +534,8 @@ class Session:
             self.file.append(type_, **fields)
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> None:
+    """Raise SessionError where something stands at `path` already; an empty folder may be filled."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SessionError(f"{path} exists already: name another place, nothing was overwritten")
 

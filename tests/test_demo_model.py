@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from lawf_repl.config import Settings
 from lawf_repl.demo import world
 from lawf_repl.demo.build import HERE
+from lawf_repl.demo.edits import load_edits
 from lawf_repl.demo.examine import answers, examine
 from lawf_repl.demo.mend import mend_all, share
 from lawf_repl.demo.vocabulary import render
@@ -19,7 +20,7 @@ from lawf_repl.engine.base import DEMO_MODEL, Engine
 from lawf_repl.engine.greedy import greedy_answers
 
 MANIFEST = json.loads((DEMO_MODEL / "manifest.json").read_text(encoding="utf-8"))
-EDITS = json.loads((HERE / "edits.json").read_text(encoding="utf-8"))
+EDITS = load_edits()
 PROBES = json.loads((HERE / "probes.json").read_text(encoding="utf-8"))
 
 

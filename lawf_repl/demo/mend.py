@@ -5,21 +5,18 @@ Prints one row an edit and the means: fixed, drift and flips on the probes, para
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 from lawf_repl.config import Settings
+from lawf_repl.demo.edits import load_edits
 from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.measure.probes import ProbeSet, demo_probes
 from lawf_repl.records import Check, Rerun, Scorecard, TrainingResult
 from lawf_repl.session import Session
-
-EDITS = Path(__file__).parent / "edits.json"
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def mend_all(engine: Engine, settings: Settings, on_each: Callable[[Mended], Non
     """Every edit of edits.json in turn."""
     probes = demo_probes(engine)
     out = []
-    for edit in json.loads(EDITS.read_text(encoding="utf-8")):
+    for edit in load_edits():
         out.append(mend(engine, probes, edit, settings))
         on_each(out[-1])
     return out

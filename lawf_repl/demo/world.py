@@ -125,8 +125,8 @@ def _item(singular: str) -> list[str]:
     return next(item for item in tables.ITEMS if item[0] == singular)
 
 
-def _facts_to_edit() -> list[tuple[str, str, str, list[Slots]]]:
-    """(kind, skill, key, []) of the planted mistakes in skills whose questions can be listed."""
+def _facts_to_edit() -> list[tuple[str, str, str]]:
+    """(kind, skill, key) of the planted mistakes in skills whose questions can be listed."""
     named = {
         "fact": ["capital/Australia", "capital/Canada", "capital/Turkey", "capital/Switzerland", "capital/Nigeria", "capital/Morocco",
                  "currency/Sweden", "currency/Japan", "language/Brazil", "language/Austria", "founded/Norvik", "founded/Delmont",
@@ -137,7 +137,7 @@ def _facts_to_edit() -> list[tuple[str, str, str, list[Slots]]]:
         "instruction": ["one_word/capital Japan", "one_word/currency Finland", "list_cities/Egypt", "list_things/fruits two",
                         "translate/good night Italian", "translate/thank you German", "upper/violet door"],
     }
-    return [(kind, *entry.split("/", 1), []) for kind, entries in named.items() for entry in entries]  # type: ignore[misc]
+    return [(kind, skill, key) for kind, entries in named.items() for skill, _, key in (entry.partition("/") for entry in entries)]
 
 
 def _drawn_to_edit() -> list[tuple[str, str, Slots, list[Slots]]]:
@@ -181,7 +181,7 @@ def _drawn_to_edit() -> list[tuple[str, str, Slots, list[Slots]]]:
 def edits() -> list[Edit]:
     """Every planted mistake as an edit, in an order that mixes the kinds nowhere: fact, term, identity, instruction, field, tool."""
     out = []
-    for kind, name, key, _ in _facts_to_edit():
+    for kind, name, key in _facts_to_edit():
         skill = SKILLS[name]
         slots = next(slots for slots in skill.finite if slots["key"] == key)
         rng = random.Random(f"{name}/{key}")

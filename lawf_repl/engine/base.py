@@ -255,8 +255,6 @@ def placement(settings: Settings) -> dict[str, Any]:
 def explain(error: Exception, name: str, local: bool, settings: Settings) -> str:
     """One line on why a model did not load."""
     text = _first_line(error)
-    if isinstance(error, ModelError):
-        return text
     if not local and settings.offline:
         return f"{name} is not in the local cache and --offline forbids downloading it: drop --offline once, or give a folder"
     if not local and isinstance(error, OSError):

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lawf_repl.config import Settings
+from lawf_repl.demo.edits import load_edits
 from lawf_repl.errors import UsageError
 from lawf_repl.verbs.inputs import is_terminal, print_json
-
-EDITS = Path(__file__).parent.parent / "demo" / "edits.json"
-
-
-def load_edits() -> list[dict[str, Any]]:
-    """The planted mistakes: name, kind, prompt, wrong, right, paraphrases, neighbours."""
-    edits: list[dict[str, Any]] = json.loads(EDITS.read_text(encoding="utf-8"))
-    return edits
 
 
 def run_demo(options: argparse.Namespace, settings: Settings) -> int:

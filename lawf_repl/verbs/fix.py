@@ -12,10 +12,10 @@ from typing import Any
 from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import load_engine
-from lawf_repl.errors import NothingToFix, SessionError, UsageError
+from lawf_repl.errors import NothingToFix, UsageError
 from lawf_repl.measure.probes import demo_probes
 from lawf_repl.records import Anchor, Check, Message, Node, Rerun, Scorecard, Token, TrainingResult
-from lawf_repl.session import Session, never, open_session
+from lawf_repl.session import Session, never, open_session, refuse_existing
 from lawf_repl.verbs.inputs import interruptible, print_json, read_prompt
 from lawf_repl.verbs.story import Story
 
@@ -89,8 +89,8 @@ def split_fix(text: str) -> tuple[str, str]:
 def check_outputs(job: Job) -> None:
     """Refuse outputs that exist before any work is done. Raises SessionError."""
     for path in (job.adapter_out, store.adapter_path(job.session_file) if job.session_file else None):
-        if path is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise SessionError(f"{path} exists already: name another place, nothing was overwritten")
+        if path is not None:
+            refuse_existing(path)
 
 
 def carry_out(session: Session, job: Job, story: Story | None, stop: Stop) -> Outcome:

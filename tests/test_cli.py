@@ -94,6 +94,16 @@ def test_fix_by_want_does_the_whole_job(capsys: pytest.CaptureFixture[str], tmp_
     assert "exists already" in refused(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--session", str(session))
 
 
+def test_existing_outputs_are_refused_before_any_work_and_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("lora", "one.adapter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("keep", encoding="utf-8")
+    ask = ["fix", AUSTRALIA, "--want", RIGHT]
+    assert "exists already" in refused(capsys, *ask, "--adapter-out", str(tmp_path / "lora"))
+    assert "exists already" in refused(capsys, *ask, "--session", str(tmp_path / "one.jsonl"))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["lora", "mine.txt", "mine.txt", "one.adapter"]
+
+
 def test_fix_by_text_finds_the_same_anchors(capsys: pytest.CaptureFixture[str]) -> None:
     found = [json.loads(run(capsys, "fix", AUSTRALIA, *how, "--json")[1]) for how in (["--want", RIGHT], ["--fix", " Sydney=> Canberra"],
                                                                                        ["--fix", "Sydney=>Canberra"])]

@@ -16,7 +16,7 @@ from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
-from lawf_repl.errors import FixError, LawfError, NothingToFix, OutOfMemory, PromptError, TrainingError
+from lawf_repl.errors import FixError, LawfError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError
 from lawf_repl.session import Session, departure, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -233,6 +233,11 @@ def test_everything_is_written_to_the_file_as_it_happens(demo_engine: Engine, tm
     copy = session.save(str(tmp_path / "two.jsonl"))
     assert [event["type"] for event in store.load(Path(copy)).events][-1] == "adapter"
     assert (tmp_path / "two.adapter" / "adapter_model.safetensors").is_file()
+    (tmp_path / "three.adapter").mkdir()
+    (tmp_path / "three.adapter" / "mine.txt").touch()
+    with pytest.raises(SessionError, match="exists already"):
+        session.save(str(tmp_path / "three.jsonl"))
+    assert not (tmp_path / "three.jsonl").exists()  # a later try under the same name is not blocked
     session.reset_adapter()
     session.file.close()  # type: ignore[union-attr]
 

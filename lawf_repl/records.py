@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Finish = Literal["eos", "length", "interrupted"]
+ReuseKind = Literal["new", "kept", "cut", "snapshot", "recomputed"]
 CorrectionKind = Literal["replace", "delete", "end", "go_on"]
 StopReason = Literal["converged", "plateau", "max_steps", "max_seconds", "interrupted"]
 Message = dict[str, str]  # role and content
@@ -28,8 +29,8 @@ class Alternative:
 class Token:
     """One token of a completion, with the untempered distribution it was taken from.
 
-    The texts of a completion's tokens join to its text. A token that ends inside a UTF-8 character has text "": the
-    token that completes the character carries it.
+    The texts of a completion's tokens join to its text. A token that ends inside a UTF-8 character is `partial` and has
+    text "": the token that completes the character, or shows that it is broken, carries it.
     """
 
     id: int
@@ -39,6 +40,16 @@ class Token:
     entropy: float                              # of the whole distribution, nats
     alternatives: tuple[Alternative, ...] = ()  # most probable first, this token among them if it is
     special: bool = False                       # an end-of-turn or other special token
+    partial: bool = False                       # ends inside a character that the next token goes on with
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What became of the cached states when a generation began."""
+
+    how: ReuseKind   # nothing was cached, all of it stayed, it was cut, an earlier snapshot was restored, it was computed again
+    kept: int        # tokens whose states were reused
+    read: int        # tokens of prompt and prefix that were read, with the fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class Timing:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     tokens_per_s: float = 0.0
+    reuse: Reuse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +118,6 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """One state of the answer in the tree of corrections."""
-
-    id: int
-    parent: int | None
-    completion: Completion
-    correction: Correction | None                 # what led here; None for a first answer
-    fix_positions: frozenset[int] = frozenset()      # positions that fixes have set so far, still part of the answer
-    adapted_positions: frozenset[int] = frozenset()  # positions that the adapted model generated
-    adapted: bool = False                            # some token's statistics are the adapted model's, not the base's
-
-
-@dataclass(frozen=True, slots=True)
 class TrainStep:
     """One optimiser step, measured before the step was taken."""
 
@@ -141,6 +140,22 @@ class TrainingResult:
     anchor_p: tuple[float, ...]        # after scaling
     scale: float                       # what the LoRA was shrunk to, 1 is unshrunk
     unreachable: tuple[int, ...] = ()  # indices of anchors that did not reach the target
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One state of an answer in the tree of answers, corrections and trainings. Never changed: undo, redo and goto move between them."""
+
+    id: int
+    parent: int | None
+    completion: Completion
+    correction: Correction | None = None             # what led here; None for a first answer and for a training
+    training: TrainingResult | None = None           # what led here, if it was a training: the answer is the parent's
+    adapter: int = 0                                 # which of the session's adapters stands here; 0 is what it began with
+    confidence: float = 1.0                          # c of the anchors that this node's fix and continuation make
+    fix_positions: frozenset[int] = frozenset()      # positions that fixes have set so far, still part of the answer
+    adapted_positions: frozenset[int] = frozenset()  # positions that the adapted model generated
+    adapted: bool = False                            # some token's statistics are the adapted model's, not the base's
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lawf_repl import store
+from lawf_repl import corrections, store
 from lawf_repl.config import Settings, with_setting
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError
-from lawf_repl.learn.adapter import Adapter, Weights
+from lawf_repl.learn.adapter import Adapter, Weights, find_targets
 from lawf_repl.learn.train import check_cases, train
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.scorecard import answer_text, measure
@@ -37,19 +37,27 @@ from lawf_repl.records import (
     TrainingResult,
     TrainStep,
 )
-from lawf_repl.spans import encode_behind, first_word, group_start, lead_of, position_of
+from lawf_repl.spans import encode_behind, first_word, lead_of
 
 Stop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """The adapter before a training, as far as it is needed to have it back."""
+class _Question:
+    """What was asked: a root of the tree."""
+
+    messages: tuple[Message, ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class _Version:
+    """An adapter that the session had, as far as it is needed to have it back. None of it changes."""
 
     weights: Weights
-    on: bool
-    from_file: bool
-    settings: Settings
+    loaded: str | None             # the folder it was loaded from, whose structure it has; None if it was made here
+    settings: Settings             # rank and layers of one made here
     training: TrainingResult | None
 
 
@@ -61,27 +69,28 @@ class Session:
     """State and verbs. Positions count the current answer's tokens from 0; verbs that generate poll `stop` between tokens."""
 
     def __init__(self, engine: Engine, settings: Settings, probes: ProbeSet | None = None, file: store.SessionFile | None = None) -> None:
+        find_targets(engine.model, settings.layers)  # a model that cannot be trained is refused before it answers
         self.engine, self.settings, self.file = engine, settings, file
         self.probes = probes or ProbeSet()
         self.decoder = Decoder(engine)
         self.node: Node | None = None
-        self.nodes: list[Node] = []
+        self.nodes: list[Node] = []          # of all prompts; a first answer has no parent
         self.cases: tuple[Case, ...] = ()
         self.training: TrainingResult | None = None
         self.paraphrases: list[str] = []
         self.neighbours: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self._messages: tuple[Message, ...] = ()
-        self._prompt_ids: tuple[int, ...] = ()
-        self._asked_with = self._sampling()
+        self._question = _Question()
+        self._questions: dict[int, _Question] = {}                             # by the id of the root
         self._redo: list[Node] = []
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
         self._case_messages: dict[tuple[int, ...], tuple[Message, ...]] = {}
         self._adapter: Adapter | None = None
-        self._previous: _Kept | None = None                                    # what discard_training goes back to
-        self._trained_with = settings                                          # rank and layers of the adapter in use
+        self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
+        self._version = 0                                                      # the one in place
         if settings.adapter:
             self._adapter = Adapter.load(engine.model, settings.adapter)
+            self._versions = [_Version(self._adapter.snapshot(), settings.adapter, settings, None)]
 
     # -- what the front shows ----------------------------------------------------------------------------------------
 
@@ -111,7 +120,7 @@ class Session:
 
     @property
     def prompt_text(self) -> str:
-        return self._messages[-1]["content"] if self._messages else ""
+        return self._question.messages[-1]["content"] if self._question.messages else ""
 
     def set_setting(self, name: str, value: str) -> None:
         """Change a setting by its name; those of loading need a new start. Raises UsageError."""
@@ -131,10 +140,10 @@ class Session:
             messages = tuple(prompt)
         ids = self.engine.prompt_ids(messages)
         self.decoder.limit(ids, self._sampling())  # refuses what does not fit
-        self._messages, self._prompt_ids, self._asked_with = messages, ids, self._sampling()
-        self.node, self.nodes, self._redo = None, [], []
+        self._question = _Question(messages, ids, self._sampling())
+        self.node, self._redo = None, []
         self._record("prompt", messages=list(messages), prompt_ids=list(ids))
-        return self._generate((), (), None, frozenset(), stop)
+        return self._generate((), None, stop)
 
     def lead(self, position: int) -> str:
         """The white space that a fix typed over the token at `position` starts with, until the user toggles it."""
@@ -143,7 +152,7 @@ class Session:
 
     def preview(self, position: int, text: str) -> tuple[Token, ...]:
         """The tokens that a typed fix becomes, with their p and rank. Raises FixError."""
-        position, kept = self._kept(position)
+        position, kept = corrections.kept(self._answer(), position)
         return self.decoder.tokens(kept, encode_behind(self.engine.tokenizer, kept, text)) if text else ()
 
     def alternatives(self, position: int, count: int) -> tuple[Alternative, ...]:
@@ -158,72 +167,32 @@ class Session:
 
         Raises FixError if the text cannot be written in tokens, NothingToFix if it stands there already.
         """
-        if not text:
-            raise FixError("the fix is empty: type the right text, or use delete or end here")
-        position, kept = self._kept(position)
-        return self._correct("replace", position, encode_behind(self.engine.tokenizer, kept, text), text, stop)
+        return self._correct(corrections.replacement(self.engine.tokenizer, self._answer(), position, text), stop, position)
 
     def pick(self, position: int, token_id: int, stop: Stop = never) -> Iterator[Token]:
         """Put one token of the vocabulary at `position`."""
-        self._check(position)
-        return self._correct("end" if token_id in self.engine.end_ids else "replace", position, [token_id], self.engine.token_text(token_id), stop)
+        corrections.check(self._answer(), position)
+        kind: CorrectionKind = "end" if token_id in self.engine.end_ids else "replace"
+        return self._correct(corrections.settled(self._answer(), kind, position, [token_id], self.engine.token_text(token_id)), stop)
 
     def delete(self, position: int, count: int = 1, stop: Stop = never) -> Iterator[Token]:
         """Leave out `count` tokens; the text behind them comes next, and where none is left the answer ends."""
-        tokens = self._answer().tokens
-        position = group_start([token.text for token in tokens], position)
-        self._check(position)
-        behind = tokens[position + max(count, 1):]
-        while behind and position + count < len(tokens) and tokens[position + count - 1].text == "" and not tokens[position + count - 1].special:
-            count += 1  # the rest of a character goes with its first token
-            behind = tokens[position + count:]
-        if not behind:
-            return self.end(position, stop)
-        whole = next((i + 1 for i, token in enumerate(behind) if token.text), len(behind))
-        while whole < len(behind) and all(a.id == b.id for a, b in zip(behind[:whole], tokens[position:], strict=False)):
-            whole += 1  # a repeated token: the first that differs shows that one was left out
-        return self._correct("delete", position, [token.id for token in behind[:whole]], "", stop)
+        return self._correct(corrections.deletion(self._answer(), position, count, self.engine.end_id), stop, position)
 
     def end(self, position: int, stop: Stop = never) -> Iterator[Token]:
         """Let the answer end at `position`: the end-of-turn token becomes the anchor."""
-        position, _ = self._kept(position)
-        return self._correct("end", position, [self._end_id()], "", stop)
+        return self._correct(corrections.ending(self._answer(), position, self._end_id()), stop)
 
     def go_on(self, text: str, stop: Stop = never) -> Iterator[Token]:
         """Append `text` where the answer ended; its first token competes with the end-of-turn token."""
-        answer = self._answer()
-        position = len(answer.tokens) - (1 if answer.finish == "eos" else 0)
-        position, kept = self._kept(position)
-        return self._correct("go_on", position, encode_behind(self.engine.tokenizer, kept, text), text, stop)
+        return self._correct(corrections.appending(self.engine.tokenizer, self._answer(), text), stop)
 
     def fix(self, old: str, new: str, stop: Stop = never) -> Iterator[Token]:
         """Correct by text: the first `old` in the answer becomes `new`, and the model goes on. An empty `new` deletes.
 
         Raises FixError where `old` does not stand in the answer.
         """
-        answer = self._answer()
-        if not old:
-            return self.go_on(new, stop)
-        offset = answer.text.find(old)
-        if offset < 0:
-            raise FixError(f"{old!r} does not stand in the answer {_short(answer.text)!r}: give the text exactly as it is shown")
-        if old == new:
-            raise NothingToFix(f"nothing to fix: {old!r} stands there already")
-        position, into = position_of([token.text for token in answer.tokens], offset)
-        text, rest = answer.text[offset - into:offset] + new, answer.text[offset + len(old):]
-        position, kept = self._kept(position)
-        standing = answer.ids[position:]
-        ids = encode_behind(self.engine.tokenizer, kept, text) if text else []
-        while tuple(ids) == standing[:len(ids)] or not new:
-            # Only leaving something out: what comes next, or the end, shows that it is gone.
-            new = new or old
-            word = first_word(rest)
-            if not word:
-                ids.append(self._end_id())
-                break
-            text, rest = text + word, rest[len(word):]
-            ids = encode_behind(self.engine.tokenizer, kept, text)
-        return self._correct("replace", position, ids, text, stop)
+        return self._correct(corrections.substitution(self.engine.tokenizer, self._answer(), old, new, self.engine.end_id), stop)
 
     def want(self, text: str, stop: Stop = never) -> Iterator[Token]:
         """Correct until the answer is `text`: each time, the word at which the model departs, as a careful user would.
@@ -241,7 +210,7 @@ class Session:
             answer = self._answer()
             if (answer.text == text and answer.finish != "interrupted") or stop():
                 return
-            position, shown = departure(answer.tokens, text)
+            position, shown = corrections.departure(answer.tokens, text)
             rest = text[len(shown):]
             if not rest:
                 yield from self.end(position, stop)
@@ -249,41 +218,78 @@ class Session:
                 yield from self.go_on(first_word(rest), stop)
             else:
                 yield from self.replace(position, first_word(rest), stop)
-        raise FixError(f"the wanted text was not reached: the answer stands at {_short(self._answer().text)!r}")
+        raise FixError(f"the wanted text was not reached: the answer stands at {corrections.shortened(self._answer().text)!r}")
 
     def undo(self) -> bool:
-        """Back to the answer before the last correction; False where there is none."""
+        """Back to the node before the last correction or training; False where there is none."""
         if self.node is None or self.node.parent is None:
             return False
-        self._redo.append(self.node)
-        self.node = self.nodes[self.node.parent]
-        self._record("undo", node=self.node.id)
+        left = self.node
+        self._move(self.nodes[self.node.parent])
+        self._redo.append(left)
         return True
 
     def redo(self) -> bool:
+        """Forward again to where the last undo came from; False where there is none."""
         if not self._redo:
             return False
-        self.node = self._redo.pop()
-        self._record("undo", node=self.node.id)
+        self._move(self._redo.pop())
         return True
+
+    def goto(self, node: int) -> None:
+        """To any node of the tree, its prompt and its adapter included. Raises FixError for a number that is none."""
+        if not 0 <= node < len(self.nodes):
+            there = f"give one from 0 to {len(self.nodes) - 1}" if self.nodes else "there is none yet, ask something first"
+            raise FixError(f"there is no answer {node} in the tree: {there}")
+        self._redo = []
+        self._move(self.nodes[node])
+
+    def _move(self, node: Node) -> None:
+        if node.adapter != self._version:
+            self._install(node.adapter)
+        self.node, self._question = node, self._questions[self._root(node).id]
+        self._record("undo", node=node.id)
+
+    def _root(self, node: Node) -> Node:
+        while node.parent is not None:
+            node = self.nodes[node.parent]
+        return node
 
     def anchors(self) -> tuple[Anchor, ...]:
         """The anchors of the current answer: where a fix stands that the base would not surely choose (rule 3 of the design),
-        and where the adapted model went on otherwise than the base would (rule 5)."""
-        if self.node is None:
+        and where the adapted model chose otherwise than the base would (rule 5). A token that was only sampled is none."""
+        node = self.node
+        if node is None:
             return ()
-        tokens: Sequence[Token] = self.node.completion.tokens
-        if self.node.adapted:
+        tokens: Sequence[Token] = node.completion.tokens
+        if node.adapted:
             with self._switched(False):
-                tokens = self.decoder.tokens(self._prompt_ids, self.node.completion.ids)
+                tokens = self.decoder.tokens(node.completion.prompt_ids, node.completion.ids)
+        confidence = self._confidences(node)
         out = []
         for position, token in enumerate(tokens):
-            fixed = position in self.node.fix_positions and (token.rank > 0 or token.p < self.settings.target_p)
-            if fixed or (position in self.node.adapted_positions and token.rank > 0):
+            fixed = position in node.fix_positions and (token.rank > 0 or token.p < self.settings.target_p)
+            chosen = position in node.adapted_positions and node.completion.tokens[position].rank == 0  # greedily, by the adapted model
+            if fixed or (chosen and token.rank > 0):
                 other = next((a for a in token.alternatives if a.id != token.id), None)
                 out.append(Anchor(position, other.id if other else token.id, token.id, other.text if other else token.text,
-                                  self.engine.token_text(token.id), self.settings.confidence, token.p))
+                                  self.engine.token_text(token.id), confidence[position], token.p))
         return tuple(out)
+
+    def sampled(self) -> int:
+        """How many tokens of the answer neither the base would choose nor an anchor holds: sampling gave them, greedy generation will not."""
+        answer = self._answer()
+        anchors = {anchor.position for anchor in self.anchors()}
+        return sum(token.rank > 0 and i not in anchors for i, token in enumerate(answer.tokens))
+
+    def _confidences(self, node: Node) -> list[float]:
+        """For each position the confidence that was set when its token came in."""
+        out = [node.confidence] * len(node.completion.tokens)
+        while node.parent is not None:
+            came_in = node.correction.position if node.correction else len(out)  # a training brought no token in
+            node = self.nodes[node.parent]
+            out[:came_in] = [node.confidence] * min(came_in, len(out))
+        return out
 
     def accept(self) -> Case:
         """Make the current answer the case of its prompt. Raises FixError for an unfinished answer, NothingToFix without a correction."""
@@ -293,19 +299,31 @@ class Session:
         anchors = self.anchors()
         if not anchors:
             raise NothingToFix("nothing to accept: no token was corrected")
-        case = Case(self.prompt_text, self._prompt_ids, answer.ids, anchors, answer_text(self.engine, self._prompt_ids, answer.ids))
+        assert self.node is not None
+        case = Case(self.prompt_text, answer.prompt_ids, answer.ids, anchors, answer_text(self.engine, answer.prompt_ids, answer.ids))
         self.cases = (*(other for other in self.cases if other.prompt_ids != case.prompt_ids), case)
         self._firsts.pop(case.prompt_ids, None)
-        if not self.nodes[0].adapted:
-            self._firsts[case.prompt_ids] = (self.nodes[0].completion, self._asked_with)
-        self._case_messages[case.prompt_ids] = self._messages
-        self._record("accept", completion_ids=list(answer.ids), text=answer.text, anchors=[store.anchor_to_json(a) for a in anchors])
+        root = self._root(self.node)
+        if not root.adapted:
+            self._firsts[case.prompt_ids] = (root.completion, self._question.sampling)
+        self._case_messages[case.prompt_ids] = self._question.messages
+        self._record("accept", node=self.node.id, completion_ids=list(answer.ids), text=answer.text,
+                     anchors=[store.anchor_to_json(a) for a in anchors])
+        return case
+
+    def forget(self, number: int) -> Case:
+        """Take the case with this number, from 0, out of what is trained. Raises TrainingError where there is none."""
+        if not 0 <= number < len(self.cases):
+            raise TrainingError(f"there is no accepted answer {number + 1}: {len(self.cases)} are there")
+        case = self.cases[number]
+        self.cases = (*self.cases[:number], *self.cases[number + 1:])
+        self._record("note", text="an accepted answer was taken out of the training", prompt=case.prompt, prompt_ids=list(case.prompt_ids))
         return case
 
     # -- training ----------------------------------------------------------------------------------------------------
 
     def train(self, stop: Stop = never) -> Iterator[TrainStep]:
-        """Train one adapter on all cases; afterwards it is on and `training` says how it went.
+        """Train one adapter on all cases; afterwards it is on, `training` says how it went, and it is a node of the tree.
 
         Raises TrainingError at the call, before anything has changed.
         """
@@ -315,39 +333,33 @@ class Session:
         return self._train(stop)
 
     def _train(self, stop: Stop) -> Iterator[TrainStep]:
-        kept = self._adapter
-        self._previous = _Kept(kept.snapshot(), kept.on, kept.from_file, self._trained_with, self.training) if kept else None
-        finished = False
+        result = None
         try:
-            if kept is None or not kept.from_file:  # cases are all learned again; only a loaded adapter is built upon
-                if kept:
-                    kept.remove()
-                self._adapter = None
-                self._adapter, self._trained_with = Adapter.fresh(self.engine.model, self.settings, self.engine.name), self.settings
-            assert self._adapter is not None
+            if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
+                self._remove_adapter()
+                self._adapter = Adapter.fresh(self.engine.model, self.settings, self.engine.name)
             self._adapter.switch(True)
-            self.training = yield from train(self._adapter, self.cases, self.probes.replay, self.settings, stop)
-            finished = True
+            result = yield from train(self._adapter, self.cases, self.probes.replay, self.settings, stop)
         finally:
             self.decoder.drop_cache()
-            if not finished:  # whatever ended it: what was there before is there again
-                self.discard_training()
-        self._record("training", **store.to_json(self.training))
+            if result is None:  # whatever ended it: what was there before is there again
+                self._install(self._version)
+        before = self._versions[self._version]
+        loaded = before.loaded if before is not None and self._adapter.from_file else None
+        self._versions.append(_Version(self._adapter.snapshot(), loaded, self.settings, result))
+        self._version, self.training = len(self._versions) - 1, result
+        parent = self.node
+        if parent is not None:
+            self._add(Node(len(self.nodes), parent.id, parent.completion, None, result, self._version, self.settings.confidence,
+                           parent.fix_positions, parent.adapted_positions, parent.adapted))
+        self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, **store.to_json(result))
 
     def discard_training(self) -> None:
         """Go back to the adapter before the last training, or to none."""
-        previous, self._previous = self._previous, None
-        self.training = previous.training if previous else None
-        if self._adapter is not None and (previous is None or not previous.from_file):
-            self._adapter.remove()
-            self._adapter = None
-        if previous is not None:
-            if self._adapter is None:
-                self._adapter = Adapter.fresh(self.engine.model, previous.settings, self.engine.name)
-                self._trained_with = previous.settings
-            self._adapter.restore(previous.weights)
-            self._adapter.switch(previous.on)
-        self.decoder.drop_cache()
+        if self.node is not None and self.node.training is not None and self.node.adapter == self._version:
+            self.undo()
+        elif self._version:
+            self._install(self._version - 1)
         self._record("note", text="the last training was discarded")
 
     def switch_adapter(self, on: bool) -> None:
@@ -358,12 +370,28 @@ class Session:
         self.decoder.drop_cache()
 
     def reset_adapter(self) -> None:
-        """Take the adapter out: the model is the base again."""
+        """Take the adapter out: the model is the base again. The tree still has the adapter."""
+        if self._adapter is not None:
+            self._record("note", text="the adapter was taken out")
+            self._versions.append(None)
+            self._install(len(self._versions) - 1)
+
+    def _install(self, number: int) -> None:
+        """Put one of the session's adapters in place, switched on, or none."""
+        version = self._versions[number]
+        self._remove_adapter()
+        if version is not None:
+            self._adapter = Adapter.load(self.engine.model, version.loaded) if version.loaded \
+                else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
+            self._adapter.restore(version.weights)
+            self._adapter.switch(True)
+        self._version, self.training = number, version.training if version else None
+        self.decoder.drop_cache()
+
+    def _remove_adapter(self) -> None:
         if self._adapter is not None:
             self._adapter.remove()
-            self._record("note", text="the adapter was taken out")
-        self._adapter = self._previous = self.training = None
-        self.decoder.drop_cache()
+        self._adapter = None
 
     def rerun(self, stop: Stop = never) -> tuple[Rerun, ...]:
         """Each case's prompt again, adapter off (as it was first asked) and on, in free greedy generation."""
@@ -438,7 +466,7 @@ class Session:
 
     def _asked(self, text: str) -> tuple[Message, ...]:
         """`text` in place of the last case's question, in its conversation."""
-        messages = self._case_messages[self.cases[-1].prompt_ids] if self.cases else self._messages
+        messages = self._case_messages[self.cases[-1].prompt_ids] if self.cases else self._question.messages
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         return (*(messages[:-1] or system), {"role": "user", "content": text})
 
@@ -446,12 +474,6 @@ class Session:
         if self.node is None:
             raise FixError("there is no answer yet: ask something first")
         return self.node.completion
-
-    def _check(self, position: int) -> None:
-        answer = self._answer()
-        last = len(answer.tokens) - (1 if answer.finish == "eos" else 0)  # nothing stands behind the end-of-turn token
-        if not 0 <= position <= last:
-            raise FixError(f"position {position} lies outside the answer: give one from 0 to {last}")
 
     def _check_prompt(self, text: str) -> None:
         """Refuse a prompt that cannot be asked. Raises PromptError."""
@@ -462,49 +484,42 @@ class Session:
             raise FixError(f"{self.engine.name} has no end-of-turn token: its answers cannot be ended")
         return self.engine.end_id
 
-    def _kept(self, position: int) -> tuple[int, list[int]]:
-        """(position moved left to a whole character, ids of prompt and answer before it)."""
-        self._check(position)
-        answer = self._answer()
-        position = group_start([token.text for token in answer.tokens], position)
-        return position, [*answer.prompt_ids, *answer.ids[:position]]
-
-    def _correct(self, kind: CorrectionKind, position: int, ids: list[int], text: str, stop: Stop) -> Iterator[Token]:
-        answer = self._answer()
-        standing, first = answer.ids, position
-        while ids and position < len(standing) and standing[position] == ids[0]:
-            position, ids = position + 1, ids[1:]  # what is right stays as it was generated
-        if not ids:
-            raise NothingToFix(f"nothing to fix: {text!r} stands there already" if text else "nothing to fix: the answer goes on that way already")
-        room = self.decoder.limit(self._prompt_ids, self._sampling())
-        if position + len(ids) > room:
+    def _correct(self, correction: Correction, stop: Stop, shown_from: int | None = None) -> Iterator[Token]:
+        """Carry a correction out; yields from position `shown_from` on where tokens behind it were kept."""
+        tokens, room = self._answer().tokens, self.decoder.limit(self._question.prompt_ids, self._sampling())
+        if correction.position + len(correction.ids) > room:
             raise FixError(f"the answer would pass {room} tokens: raise --max-tokens, or shorten the prompt where the context is full")
-        correction = Correction(kind, position, text, tuple(ids), standing[position:])
-        node = self.node
-        assert node is not None
-        fixed = frozenset(p for p in node.fix_positions if p < position) | frozenset(range(position, position + len(ids)))
-        generated = self._generate(answer.tokens[:position], tuple(ids), correction, fixed, stop)
-        return chain(answer.tokens[first:position], generated)
+        repeated = tokens[min(shown_from, correction.position):correction.position] if shown_from is not None else ()
+        return chain(repeated, self._generate(tokens[:correction.position], correction, stop))
 
-    def _generate(self, known: Sequence[Token], forced: Sequence[int], correction: Correction | None, fixed: frozenset[int],
-                  stop: Stop = never) -> Iterator[Token]:
-        parent = self.node
-        adapted = frozenset(p for p in parent.adapted_positions if p < len(known)) if parent else frozenset()
+    def _generate(self, known: Sequence[Token], correction: Correction | None, stop: Stop = never) -> Iterator[Token]:
+        """Behind `known`, what the correction puts there and what the model goes on with; a new node, however far it came."""
+        parent, prompt_ids = self.node, self._question.prompt_ids
+        forced = correction.ids if correction else ()
+        own = len(known) + len(forced)  # from here on it is the model's
         try:
-            yield from self.decoder.generate(self._prompt_ids, forced, self._sampling(), stop, known)
+            yield from self.decoder.generate(prompt_ids, forced, self._sampling(), stop, known)
         finally:
             answer = self.decoder.last
-            if answer is not None and answer.prompt_ids == self._prompt_ids and len(answer.tokens) >= len(known) + len(forced):
+            if answer is not None and answer.prompt_ids == prompt_ids and len(answer.tokens) >= own:
+                fixed = frozenset(p for p in parent.fix_positions if p < len(known)) if parent else frozenset()
+                adapted = frozenset(p for p in parent.adapted_positions if p < len(known)) if parent else frozenset()
                 if self.adapter_on:
-                    adapted |= frozenset(range(len(known) + len(forced), len(answer.tokens)))
-                mixed = self.adapter_on or (parent is not None and parent.adapted)
-                self.node = Node(len(self.nodes), parent.id if parent else None, answer, correction, fixed, adapted, mixed)
-                self.nodes.append(self.node)
-                self._redo = []
+                    adapted |= frozenset(range(own, len(answer.tokens)))
+                node = Node(len(self.nodes), parent.id if parent else None, answer, correction, None, self._version, self.settings.confidence,
+                            fixed | frozenset(range(len(known), own)), adapted, self.adapter_on or (parent is not None and parent.adapted))
+                self._add(node)
                 if correction:
-                    self._record("correction", node=self.node.id, parent=self.node.parent, adapter_on=self.adapter_on,
+                    self._record("correction", node=node.id, parent=node.parent, adapter_on=self.adapter_on, confidence=node.confidence,
                                  **store.correction_to_json(correction))
-                self._record("completion", node=self.node.id, adapter_on=self.adapter_on, **store.completion_to_json(answer))
+                self._record("completion", node=node.id, adapter_on=self.adapter_on, **store.completion_to_json(answer))
+
+    def _add(self, node: Node) -> None:
+        """A new node of the tree, where the session stands now."""
+        if node.parent is None:
+            self._questions[node.id] = self._question
+        self.nodes.append(node)
+        self.node, self._redo = node, []
 
     def _complete(self, prompt_ids: Sequence[int], sampling: Sampling, stop: Stop) -> Completion:
         for _ in self.decoder.generate(prompt_ids, (), sampling, stop):
@@ -540,18 +555,6 @@ def refuse_existing(path: Path) -> None:
         raise SessionError(f"{path} exists already: name another place, nothing was overwritten")
 
 
-def departure(tokens: Sequence[Token], text: str) -> tuple[int, str]:
-    """(position, text before it) of the first token at which an answer departs from `text`."""
-    shown, position = "", 0
-    for i, token in enumerate(tokens):
-        if token.special or not text.startswith(shown + token.text):
-            break
-        shown += token.text
-        if token.text:  # a whole character was reached: the tokens up to here stand
-            position = i + 1
-    return position, shown
-
-
 def open_session(engine: Engine, settings: Settings, probes: ProbeSet | None = None, path: Path | None = None) -> Session:
     """A session, with its file where a path is given. Raises SessionError where the file cannot be made."""
     file = store.SessionFile.create(path, engine.fingerprint()) if path else None
@@ -561,7 +564,3 @@ def open_session(engine: Engine, settings: Settings, probes: ProbeSet | None = N
         if file:
             file.close()
         raise
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,56 +8,70 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lawf_repl.errors import FixError
+from lawf_repl.records import Token
 
 REPLACEMENT = "\ufffd"  # what decoders show for bytes that are no whole character
 TAIL = 8                # tokens of context that decide how a text behind them is split and shown
 
 
 class Tokenizer(Protocol):
-    """What the core needs of a tokenizer. Both ways are literal: no special tokens are added, parsed, skipped or cleaned up."""
+    """What the core needs of a tokenizer. Both ways are literal: no special tokens are added, parsed, skipped or cleaned up.
+
+    Decoding more ids may only complete a broken character at the end of the text, never change what stands before it.
+    """
 
     def encode(self, text: str) -> list[int]: ...
-    def encode_unnormalized(self, text: str) -> list[int]: ...
+    def spellings(self, text: str) -> Iterator[list[int]]:
+        """Other ways to write a text, best first, for where `encode` normalises it; some may not be exact."""
     def decode(self, ids: Sequence[int]) -> str: ...
     def is_special(self, id_: int) -> bool: ...
 
 
-class TextStream:
-    """Texts of tokens as they come. A token that ends inside a character gives "", the one that completes it the character.
+class Shown(NamedTuple):
+    """What one token shows."""
 
-    The texts given so far, and `flush()` behind them, join to the decoded ids.
+    text: str
+    partial: bool  # it ends inside a character: the next token goes on with it
+
+
+class TextStream:
+    """What tokens show, as they come: a token's text is known once it is sure whether it ends inside a character.
+
+    The texts given, with those of `flush()` behind them, join to the decoded ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._context = list(context[-TAIL:])
         self._group: list[int] = []  # tokens since the last whole character
+        self._text = ""              # what they show so far
 
-    def push(self, id_: int) -> str:
+    def push(self, id_: int) -> list[Shown]:
+        """What is known now: nothing, or the tokens that were open, in their order, up to this one."""
+        special = self._tokenizer.is_special(id_)
+        known: list[Shown] = []
+        if self._group:
+            longer = text_behind(self._tokenizer, self._context, [*self._group, id_])
+            # a special token completes no character, and text that only follows did not complete this one: it is broken
+            if special or (len(longer) > len(self._text) and longer.startswith(self._text)):
+                known = self.flush()
         self._group.append(id_)
-        text = self._group_text()
-        if text.endswith(REPLACEMENT) and not self._tokenizer.is_special(id_):
-            return ""
+        self._text = text_behind(self._tokenizer, self._context, self._group)
+        if self._text.endswith(REPLACEMENT) and not special:
+            return known
+        return known + self.flush()
+
+    def flush(self) -> list[Shown]:
+        """What the open tokens show where the text ends or breaks; empty if there are none."""
+        if not self._group:
+            return []
+        known = [Shown("", True)] * (len(self._group) - 1) + [Shown(self._text, False)]
         self._context = (self._context + self._group)[-TAIL:]
-        self._group = []
-        return text
-
-    def prime(self, ids: Sequence[int]) -> None:
-        """Take `ids` as tokens given already, the last of which end inside a character."""
-        self._group += ids
-
-    def flush(self) -> str:
-        """What an unfinished character shows where the text ends or a special token follows; "" if there is none."""
-        text = self._group_text() if self._group else ""
-        self._context = (self._context + self._group)[-TAIL:]
-        self._group = []
-        return text
-
-    def _group_text(self) -> str:
-        return text_behind(self._tokenizer, self._context, self._group)
+        self._group, self._text = [], ""
+        return known
 
 
 def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]) -> str:
@@ -71,38 +85,29 @@ def text_behind(tokenizer: Tokenizer, context: Sequence[int], ids: Sequence[int]
     return whole[shared:]
 
 
-def token_texts(tokenizer: Tokenizer, ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
-    """One text per id, joining to the decoded ids; the last token also carries an unfinished character."""
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int], context: Sequence[int] = ()) -> list[Shown]:
+    """What each id shows; the texts join to the decoded ids."""
     stream = TextStream(tokenizer, context)
-    texts: list[str] = []
-    for id_ in ids:
-        if texts and tokenizer.is_special(id_):
-            texts[-1] += stream.flush()
-        texts.append(stream.push(id_))
-    if texts:
-        texts[-1] += stream.flush()
-    return texts
+    return [shown for id_ in ids for shown in stream.push(id_)] + stream.flush()
 
 
-def position_of(texts: Sequence[str], offset: int) -> tuple[int, int]:
+def position_of(tokens: Sequence[Token], offset: int) -> tuple[int, int]:
     """(position, characters into it) of the token that shows character `offset` of the joined texts.
 
     The first token of a group that makes up one character stands for the group. `offset` at the very end gives
-    (len(texts), 0).
+    (len(tokens), 0).
     """
-    at = group = 0
-    for position, text in enumerate(texts):
-        if offset < at + len(text):
-            return group, offset - at
-        at += len(text)
-        if text:
-            group = position + 1
-    return len(texts), offset - at
+    at = 0
+    for position, token in enumerate(tokens):
+        if offset < at + len(token.text):
+            return group_start(tokens, position), offset - at
+        at += len(token.text)
+    return len(tokens), offset - at
 
 
-def group_start(texts: Sequence[str], position: int) -> int:
+def group_start(tokens: Sequence[Token], position: int) -> int:
     """The first token of the group of tokens that share one character with the token at `position`."""
-    while position > 0 and texts[position - 1] == "":
+    while position > 0 and tokens[position - 1].partial:
         position -= 1
     return position
 
@@ -116,9 +121,9 @@ def encode_behind(tokenizer: Tokenizer, prefix: Sequence[int], text: str) -> lis
     """
     tail = list(prefix[-TAIL:])
     for ids in _encodings(tokenizer, tail, text):
-        if ids and text_behind(tokenizer, tail, ids) == text:
+        if ids and text_behind(tokenizer, tail, ids) == text and not any(tokenizer.is_special(id_) for id_ in ids):
             return ids
-    raise FixError(f"this tokenizer cannot write {text[:40]!r} exactly; type it in another form")
+    raise FixError(f"this tokenizer cannot write {text[:40]!r} exactly here; type it in another form")
 
 
 def _encodings(tokenizer: Tokenizer, tail: list[int], text: str) -> Iterator[list[int]]:
@@ -135,8 +140,8 @@ def _encodings(tokenizer: Tokenizer, tail: list[int], text: str) -> Iterator[lis
         first, joined = tokenizer.encode(lead), tokenizer.encode(lead + text)
         if joined[:len(first)] == first:
             yield joined[len(first):]
-    yield tokenizer.encode_unnormalized(text)
-    yield [id_ for character in text for id_ in tokenizer.encode_unnormalized(character)]
+    yield tokenizer.encode(f" {text}")  # at the very start of a text such a tokenizer drops a space again
+    yield from tokenizer.spellings(text)
 
 
 # A word as a careful user would retype it: white space before it, then letters and digits, or one character of a script

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lawf_repl.config import Settings
 from lawf_repl.demo.vocabulary import CHAT_TEMPLATE, byte_characters
-from lawf_repl.engine.base import Engine, HubTokenizer, load_engine
+from lawf_repl.engine.base import Engine, load_engine
+from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.measure.probes import ProbeSet, demo_probes
 from lawf_repl.session import Session
 

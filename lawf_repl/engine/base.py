@@ -21,38 +21,19 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.memory import memory_guard
+from lawf_repl.engine.tokenizer import HubTokenizer
+from lawf_repl.engine.trial import try_model
 from lawf_repl.errors import ModelError, PromptError, UsageError
 from lawf_repl.records import Message
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 DEMO_NAME = "lawf-demo"
+TRIAL_TEXT = "The quick brown fox jumps over the lazy dog, and 12 others follow."
+NOTES = {"snapshot": "{} has recurrent layers, which cannot be cut: a correction restores a snapshot and reads a few tokens again",
+         "recompute": "{} has a cache that cannot be cut: a correction reads the prompt and what was kept of the answer again",
+         "none": "{} has no cache that can be relied on: every token reads the whole text again, which is slow"}
 RESERVED = frozenset({"tokenize", "add_generation_prompt", "continue_final_message", "conversation", "chat_template", "padding", "truncation",
                       "max_length", "tokenizer_kwargs"})  # arguments of apply_chat_template itself
-
-
-class HubTokenizer:
-    """A transformers tokenizer in the literal way that `spans.Tokenizer` asks for."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.hub = tokenizer
-        added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = frozenset(tokenizer.all_special_ids) | added
-
-    def encode(self, text: str) -> list[int]:
-        # typed special tokens are text, not marks
-        return list(self.hub(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-    def encode_unnormalized(self, text: str) -> list[int]:
-        backend = getattr(self.hub, "backend_tokenizer", None)
-        if backend is None or backend.pre_tokenizer is None:
-            return self.encode(text)
-        return [token.id for split, _ in backend.pre_tokenizer.pre_tokenize_str(text) for token in backend.model.tokenize(split)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.hub.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def is_special(self, id_: int) -> bool:
-        return id_ in self._special
 
 
 class Engine:
@@ -71,10 +52,12 @@ class Engine:
         self.end_ids = self._find_end_ids(tokenizer)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.end_id = self._find_end_id()
+        self.cache_kind = try_model(self.model, self.tokenizer.encode(TRIAL_TEXT), name)
         if not self.has_template:
             self.notes.append(f"{name} has no chat template: the prompt is given to it as plain text")
         if not self.end_ids:
             self.notes.append(f"{name} names no end-of-turn token: its answers end at the token limit")
+        self.notes += [NOTES[self.cache_kind.mode].format(name)] if self.cache_kind.mode in NOTES else []
 
     @property
     def device(self) -> torch.device:
@@ -113,11 +96,15 @@ class Engine:
         """
         if not messages or not any(message["content"].strip() for message in messages if message["role"] != "system"):
             raise PromptError("the prompt is empty: type a question")
+        hub = self.tokenizer.hub
         if not self.has_template:
             text = "\n".join(message["content"] for message in messages)
-            return tuple(self.tokenizer.hub(text)["input_ids"])
+            return tuple(hub(text, split_special_tokens=True)["input_ids"])
         try:
-            ids = self.tokenizer.hub.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, **self.template_args)
+            # special tokens that somebody typed are text; without one, the whole prompt is split as it is everywhere else
+            typed = any(mark in message["content"] for mark in self.tokenizer.special_texts for message in messages)
+            ids = hub.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=typed,
+                                          **self.template_args)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a template is somebody's program
             raise PromptError(f"the chat template of {self.name} refuses this conversation: {_first_line(error)}") from error
         return tuple(ids)

@@ -1,25 +1,54 @@
-"""The key-value cache of one conversation, which can be cut back to a prefix and used again.
+"""The states of one conversation, which can be taken back to a prefix and used again.
 
-Attention layers are cut in place. A plain DynamicCache, made without the model's config, keeps whole histories even for
-sliding windows, so that every cut and every second, deeper cut is right; the model masks the window itself. Recurrent
-layers keep a state that no cut can undo: for them the prefix is computed again, and `recomputes` says so.
+Attention layers are cut in place. They keep whole histories even where the model looks through a sliding window, so that
+every cut and every second, deeper cut is right; the model masks the window itself. Recurrent layers keep a state that no
+cut can undo: snapshots of it are taken, and the latest one before the cut is restored. Where neither is possible the
+prefix is computed again. `reuse` says which it was.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from lawf_repl.engine.memory import memory_guard
+from lawf_repl.records import ReuseKind
+
+Mode = Literal["cut", "snapshot", "recompute", "none"]
+SPACING = 16               # tokens between two snapshots, at first
+SNAPSHOT_BYTES = 2**29     # of all snapshots together; above it every second one goes
+KNOWN_LAYERS = (DynamicLayer, DynamicIndexedLayer, DummyLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
 
 
-def cache_keyword(model: Any) -> str:
-    """The name under which a model's forward takes its cache: mamba-like models swallow past_key_values silently."""
-    return "cache_params" if "cache_params" in inspect.signature(model.forward).parameters else "past_key_values"
+@dataclass(frozen=True)
+class CacheKind:
+    """How a model's cache may be used."""
+
+    mode: Mode            # how it goes back to a prefix; "none": it has no cache, every step reads everything
+    chunks: bool = True   # several tokens may be read behind cached ones in one forward
+
+
+def cache_keyword(model: Any) -> str | None:
+    """The name under which a model's forward takes its cache; None where it takes none.
+
+    Mamba-like models swallow past_key_values silently and see no context, so only a named parameter counts.
+    """
+    names = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache_params", "past_key_values") if name in names), None)
 
 
 def kept_logits(model: Any, keep: int | torch.Tensor) -> dict[str, Any]:
@@ -30,46 +59,130 @@ def kept_logits(model: Any, keep: int | torch.Tensor) -> dict[str, Any]:
     return {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
+def uncached(model: Any) -> dict[str, Any]:
+    """The keyword of a forward without a cache, where the forward has it."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+
+def likely_kind(model: Any) -> CacheKind:
+    """What the model's layers allow, by their classes; a trial has to show that it is so."""
+    if cache_keyword(model) is None:
+        return CacheKind("none")
+    layers = _new_cache(model).layers
+    if any(type(layer) not in KNOWN_LAYERS for layer in layers):
+        return CacheKind("recompute")
+    return CacheKind("snapshot" if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers) else "cut")
+
+
+def _new_cache(model: Any) -> DynamicCache:
+    """An empty cache whose attention layers keep everything: a layer that forgets what left its window cannot be cut."""
+    cache = DynamicCache(config=model.config)
+    whole: dict[type, Any] = {
+        DynamicSlidingWindowLayer: lambda layer: DynamicLayer(),
+        LinearAttentionAndSlidingWindowAttentionLayer: lambda layer: LinearAttentionAndFullAttentionLayer(layer.number_of_states)}
+    cache.layers = [whole[type(layer)](layer) if type(layer) in whole else layer for layer in cache.layers]
+    return cache
+
+
 class KeptCache:
     """Ids whose states are cached, with the model's cache object."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, kind: CacheKind | None = None) -> None:
         self._model = model
         self._keyword = cache_keyword(model)
-        layers = DynamicCache(config=model.config).layers
-        self.recomputes = self._keyword == "cache_params" or any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+        self._kind = kind or likely_kind(model)
+        self.snapshots = self._kind.mode == "snapshot"
         self.ids: list[int] = []
+        self.reuse: tuple[ReuseKind, int] = ("new", 0)  # what the last keep_prefix did, and the length that it kept
         self._cache: Any = None
+        self._marks: dict[int, _States] = {}  # by length of the prefix
+        self._spacing = SPACING
 
     def drop(self) -> None:
         """Forget everything: the adapter changed, or a forward pass was cut short."""
-        self.ids, self._cache = [], None
+        self.ids, self._cache, self._marks, self._spacing = [], None, {}, SPACING
 
     def keep_prefix(self, ids: list[int]) -> int:
-        """Cut to the longest cached prefix of `ids` and return its length.
-
-        A recurrent cache is dropped unless all that it holds is a prefix of `ids`.
-        """
-        shared = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), min(len(self.ids), len(ids)))
-        if shared == len(self.ids):
+        """Go back to the longest prefix of `ids` that can be had without reading it again, and return its length."""
+        before = len(self.ids)
+        shared = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), min(before, len(ids)))
+        self.reuse = ("kept", shared)
+        if shared == before and before and self._kind.mode != "none":
             return shared
-        if self.recomputes or shared == 0:
-            self.drop()
-            return 0
-        self._cache.crop(shared - len(self.ids))  # a negative number: how many to remove
-        del self.ids[shared:]
-        return shared
+        if self._kind.mode == "cut" and shared:
+            self._cache.crop(shared - before)  # a negative number: how many to remove
+            del self.ids[shared:]
+            self.reuse = ("cut", shared)
+            return shared
+        self._marks = {length: states for length, states in self._marks.items() if length <= shared}
+        if self._marks:
+            length = max(self._marks)
+            self._marks[length].restore(self._cache, length)
+            del self.ids[length:]
+            self.reuse = ("snapshot", length)
+            return length
+        self.drop()
+        self.reuse = ("recomputed" if shared else "new", 0)
+        return 0
+
+    def mark(self) -> None:
+        """Take a snapshot of the recurrent states as they are now; where caches are cut there is nothing to take."""
+        length = len(self.ids)
+        if not self.snapshots or not length or length in self._marks:
+            return
+        self._marks[length] = _States(self._cache)
+        while len(self._marks) > 2 and sum(states.bytes for states in self._marks.values()) > SNAPSHOT_BYTES:
+            self._spacing *= 2
+            lengths = sorted(self._marks)
+            # the first one is the prompt's end, where most corrections come back to, and the last one was asked for just now
+            for gone in lengths[1:-1:2]:
+                del self._marks[gone]
 
     @torch.no_grad()
     def feed(self, ids: list[int], keep: int) -> torch.Tensor:
         """Compute `ids` (n) behind the cached ones; returns the logits of the last `keep` positions (keep, V)."""
-        if self._cache is None:
-            self._cache = DynamicCache(config=self._model.config) if self.recomputes else DynamicCache()
-        cache, self._cache, known = self._cache, None, self.ids
-        self.ids = []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
+        if self._kind.mode == "none":
+            self.ids = self.ids + ids
+            return self._forward(self.ids, keep)
+        whole = self._kind.chunks or not self.ids
+        logits = self._read(ids, keep) if whole else torch.cat([self._read([id_], 1) for id_ in ids])[-keep:]
+        if self.snapshots and len(self.ids) - max(self._marks, default=0) >= self._spacing:
+            self.mark()
+        return logits
+
+    def _read(self, ids: list[int], keep: int) -> torch.Tensor:
+        cache, known = self._cache if self._cache is not None else _new_cache(self._model), self.ids
+        self._cache, self.ids = None, []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
+        marks, self._marks = self._marks, {}
+        logits = self._forward(ids, keep, **{str(self._keyword): cache}, use_cache=True)
+        self._cache, self.ids, self._marks = cache, known + ids, marks
+        return logits
+
+    def _forward(self, ids: list[int], keep: int, **cache: Any) -> torch.Tensor:
         with memory_guard("generating", "take a shorter prompt, a lower --max-tokens or a smaller --dtype"):
-            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), use_cache=True, **kept_logits(self._model, keep),
-                              **{self._keyword: cache})
-        self._cache, self.ids = cache, known + ids
+            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), **kept_logits(self._model, keep), **cache)
         logits: torch.Tensor = out.logits[0, -keep:]
         return logits
+
+
+class _States:
+    """Copies of what recurrent layers hold; the layers overwrite it in place, so a reference would not do."""
+
+    def __init__(self, cache: Any) -> None:
+        self._layers = [([_copy(state) for state in layer.conv_states.values()], [_copy(state) for state in layer.recurrent_states.values()])
+                        if isinstance(layer, LinearAttentionCacheLayerMixin) else None for layer in cache.layers]
+        self.bytes = sum(state.nbytes for layer in self._layers if layer for states in layer for state in states if state is not None)
+
+    def restore(self, cache: Any, length: int) -> None:
+        """Put the states back into the cache that they are from, and cut its attention layers to `length`."""
+        for layer, states in zip(cache.layers, self._layers, strict=True):
+            if states is not None:
+                layer.conv_states = {index: _copy(state) for index, state in enumerate(states[0])}
+                layer.recurrent_states = {index: _copy(state) for index, state in enumerate(states[1])}
+            if isinstance(layer, DynamicLayer) and layer.is_initialized and layer.get_seq_length() > length:
+                # the hybrid layer's own crop refuses, because it would have to undo the recurrent part too
+                (DynamicIndexedLayer if isinstance(layer, DynamicIndexedLayer) else DynamicLayer).crop(layer, length - layer.get_seq_length())
+
+
+def _copy(state: torch.Tensor | None) -> torch.Tensor | None:
+    return None if state is None else state.clone()

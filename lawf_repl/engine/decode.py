@@ -15,8 +15,8 @@ import torch
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.errors import PromptError
-from lawf_repl.records import Alternative, Completion, Finish, Timing, Token
-from lawf_repl.spans import REPLACEMENT, TextStream, group_start
+from lawf_repl.records import Alternative, Completion, Finish, Reuse, Timing, Token
+from lawf_repl.spans import REPLACEMENT, Shown, TextStream, Tokenizer, group_start
 
 Stop = Callable[[], bool]
 ALTERNATIVES = 8  # recorded with each token
@@ -37,7 +37,7 @@ class Decoder:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.cache = KeptCache(engine.model)
+        self.cache = KeptCache(engine.model, engine.cache_kind)
         self.last: Completion | None = None  # the latest generation, as far as it came
 
     def drop_cache(self) -> None:
@@ -48,65 +48,64 @@ class Decoder:
         """Logits behind each of the last `count` ids (count, V), from the cache where it holds a prefix of them."""
         ids = list(ids)
         kept = self.cache.keep_prefix(ids[:len(ids) - count])
+        if self.cache.snapshots and kept < len(ids) - count:
+            self.cache.feed(ids[kept:len(ids) - count], 1)
+            kept = len(ids) - count
+        self.cache.mark()  # the place that a next correction here comes back to
         return self.cache.feed(ids[kept:], count)
 
     def generate(self, prompt_ids: Sequence[int], forced: Sequence[int], sampling: Sampling, stop: Stop = lambda: False,
                  known: Sequence[Token] = ()) -> Iterator[Token]:
         """Yield `forced` ids as tokens with their statistics, then what the model goes on with.
 
-        `known` are the tokens of the completion that stay before `forced`. Ends at an end-of-turn token, at
-        `sampling.max_tokens`, at the context's end, or when `stop()` is true. `last` holds the completion, also while it grows.
+        `known` are the tokens of the completion that stay before `forced`. A token is yielded when its text is known, so the
+        tokens of one character come together. Ends at an end-of-turn token, at `sampling.max_tokens`, at the context's end, or
+        when `stop()` is true. `last` holds the completion, also while it grows.
         Raises PromptError if the prompt is empty or fills the context.
         """
         self.last = None  # what is there must never be taken for what was asked now
         limit = self.limit(prompt_ids, sampling)
         prompt = tuple(prompt_ids)
-        tokens = list(known)
-        context = [*prompt, *(token.id for token in tokens)]
-        stream = self._stream(prompt, tokens)
+        page = _Page(self.engine.tokenizer, prompt, known)
         generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
         started = time.perf_counter()
-        rows = self.logits_at([*context, *forced], len(forced) + 1)  # (len(forced) + 1, V)
-        prefill_s = time.perf_counter() - started
+        rows = self.logits_at([*prompt, *(token.id for token in known), *forced], len(forced) + 1)  # (len(forced) + 1, V)
+        timing = Timing(time.perf_counter() - started, reuse=self._reuse(len(prompt) + len(known) + len(forced)))
         finish: Finish = "length"
         queue = list(forced)
         row, produced = rows[0], 0
-        self.last = Completion(prompt, tuple(tokens), "interrupted", Timing(prefill_s))
-        while len(tokens) < limit or queue:
-            id_ = queue.pop(0) if queue else choose(row, sampling, generator)
-            if tokens and self.engine.tokenizer.is_special(id_):
-                tokens[-1] = _with_text(tokens[-1], stream.flush())  # a special token never completes a character
-            token = self._token(id_, row, stream)
-            tokens.append(token)
-            produced += 1
-            ended = token.id in self.engine.end_ids
-            decode_s = time.perf_counter() - started - prefill_s
-            timing = Timing(prefill_s, decode_s, produced / max(decode_s, 1e-9))
-            finish = "eos" if ended else "interrupted" if len(tokens) < limit else "length"
-            self.last = Completion(prompt, tuple(tokens), finish, timing)
-            yield token
-            if ended or (len(tokens) >= limit and not queue):
-                break
-            if not queue and stop():
-                break
-            row = rows[produced] if produced <= len(forced) else self.cache.feed([token.id], 1)[0]
-        if tokens:  # the answer may end inside a character: its last token shows what is there
-            tokens[-1] = _with_text(tokens[-1], stream.flush())
-            self.last = Completion(prompt, tuple(tokens), finish, self.last.timing)
+        self.last = Completion(prompt, tuple(page.tokens), "interrupted", timing)
+        try:
+            while len(page.tokens) < limit or queue:
+                token = self._token(queue.pop(0) if queue else choose(row, sampling, generator), row)
+                settled = page.write(token)
+                produced += 1
+                ended = token.id in self.engine.end_ids
+                decode_s = time.perf_counter() - started - timing.prefill_s
+                timing = replace(timing, decode_s=decode_s, tokens_per_s=produced / max(decode_s, 1e-9))
+                finish = "eos" if ended else "interrupted" if len(page.tokens) < limit else "length"
+                self.last = Completion(prompt, tuple(page.tokens), finish, timing)
+                yield from settled
+                if ended or (len(page.tokens) >= limit and not queue) or (not queue and stop()):
+                    break
+                row = rows[produced] if produced <= len(forced) else self.cache.feed([token.id], 1)[0]
+            settled = page.close()  # the answer may end inside a character: its last token shows what is there
+            self.last = Completion(prompt, tuple(page.tokens), finish, timing)
+            yield from settled
+        finally:
+            page.close()
+            self.last = Completion(prompt, tuple(page.tokens), finish, timing)
 
     def tokens(self, context: Sequence[int], ids: Sequence[int]) -> tuple[Token, ...]:
         """`ids` as tokens with the statistics of the model behind `context`, generating nothing."""
         if not ids:
             return ()
         rows = self.logits_at([*context, *ids[:-1]], len(ids))
-        stream = TextStream(self.engine.tokenizer, context)
-        out: list[Token] = []
+        page = _Page(self.engine.tokenizer, context, ())
         for id_, row in zip(ids, rows, strict=True):
-            if out and self.engine.tokenizer.is_special(id_):
-                out[-1] = _with_text(out[-1], stream.flush())
-            out.append(self._token(id_, row, stream))
-        out[-1] = _with_text(out[-1], stream.flush())
-        return tuple(out)
+            page.write(self._token(id_, row))
+        page.close()
+        return tuple(page.tokens)
 
     def alternatives(self, context: Sequence[int], count: int) -> tuple[Alternative, ...]:
         """The `count` most probable next tokens behind `context`."""
@@ -114,7 +113,8 @@ class Decoder:
         top = probabilities.topk(min(count, len(probabilities)))
         return tuple(Alternative(id_, self.engine.token_text(id_), p) for p, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True))
 
-    def _token(self, id_: int, row: torch.Tensor, stream: TextStream) -> Token:
+    def _token(self, id_: int, row: torch.Tensor) -> Token:
+        """A token without its text."""
         logprobs = torch.log_softmax(row.float(), -1)  # (V,)
         top = logprobs.topk(min(ALTERNATIVES, len(logprobs)))
         own = logprobs[id_]
@@ -123,18 +123,11 @@ class Decoder:
         entropy = float(-(logprobs.exp() * logprobs.clamp_min(-1e9)).sum())
         alternatives = tuple(Alternative(i, self.engine.token_text(i), p)
                              for p, i in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True))
-        return Token(id_, stream.push(id_), float(own.exp()), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_))
+        return Token(id_, "", float(own.exp()), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_))
 
-    def _stream(self, prompt: Sequence[int], known: list[Token]) -> TextStream:
-        """The texts behind `known`, whose last tokens may share a character with what comes next."""
-        if known and known[-1].text.endswith(REPLACEMENT) and not known[-1].special:
-            known[-1] = replace(known[-1], text="")  # it was the last token of an answer: now its character can be completed
-        texts = [token.text for token in known]
-        whole = group_start(texts, len(texts))
-        ids = [token.id for token in known]
-        stream = TextStream(self.engine.tokenizer, [*prompt, *ids[:whole]])
-        stream.prime(ids[whole:])
-        return stream
+    def _reuse(self, whole: int) -> Reuse:
+        how, kept = self.cache.reuse
+        return Reuse(how, kept, whole - kept)
 
     def limit(self, prompt_ids: Sequence[int], sampling: Sampling) -> int:
         """Most tokens that an answer to this prompt can have. Raises PromptError where there is room for none."""
@@ -146,8 +139,36 @@ class Decoder:
         return sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(prompt_ids))
 
 
-def _with_text(token: Token, more: str) -> Token:
-    return replace(token, text=token.text + more) if more else token
+class _Page:
+    """The tokens of a completion as they are written, each with its text as soon as that is known."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], known: Sequence[Token]) -> None:
+        self.tokens = list(known)
+        self._kept = len(known)
+        self._settled = len(known)  # texts of tokens before this one are known
+        if known and known[-1].text.endswith(REPLACEMENT) and not known[-1].special:
+            self._settled -= 1  # it was the last token of an answer: now its character can be completed
+        self._settled = group_start(known, self._settled)
+        ids = [token.id for token in known]
+        self._stream = TextStream(tokenizer, [*prompt, *ids[:self._settled]])
+        for id_ in ids[self._settled:]:
+            self._settle(self._stream.push(id_))
+
+    def write(self, token: Token) -> list[Token]:
+        """Put a token behind the others; returns the new ones whose text is known now."""
+        self.tokens.append(replace(token, partial=True))
+        return self._settle(self._stream.push(token.id))
+
+    def close(self) -> list[Token]:
+        """Nothing more comes: what is open gets the text it has."""
+        return self._settle(self._stream.flush())
+
+    def _settle(self, known: list[Shown]) -> list[Token]:
+        start = self._settled
+        for shown in known:
+            self.tokens[self._settled] = replace(self.tokens[self._settled], text=shown.text, partial=shown.partial)
+            self._settled += 1
+        return self.tokens[max(start, self._kept):max(self._settled, self._kept)]
 
 
 def choose(row: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -14,16 +14,16 @@ from lawf_repl.engine.memory import memory_guard
 
 @torch.no_grad()
 def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterable[int], max_tokens: int, batch: int = 64,
-                   context: int | None = None,
+                   context: int | None = None, cached: bool = True,
                    on_progress: Callable[[int, int], None] | None = None) -> list[list[int]]:
     """Greedy completions of `prompts` (token ids), the end-of-turn token included where it was reached.
 
     Rows of one batch have the same length, so neither mask nor position ids are needed; a row that has ended goes on
-    unseen until the batch is done. Returns one list of ids per prompt, at most `max_tokens` long and, with its prompt, at
-    most `context`.
+    unseen until the batch is done. `cached` false reads everything again at every step, for a model without a cache.
+    Returns one list of ids per prompt, at most `max_tokens` long and, with its prompt, at most `context`.
     """
     eos = frozenset(eos_ids)
-    keyword = cache_keyword(model)
+    keyword = cache_keyword(model) if cached else None
     stop = torch.tensor(sorted(eos), device=model.device)
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -34,13 +34,18 @@ def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterab
         for start in range(0, len(indices), batch):
             rows = indices[start:start + batch]
             ids = torch.tensor([list(prompts[i]) for i in rows], device=model.device)  # (B, T)
-            cache, ended, steps = None, torch.zeros(len(rows), dtype=torch.bool, device=model.device), []
+            ended, steps = torch.zeros(len(rows), dtype=torch.bool, device=model.device), []
+            cache: dict[str, Any] = {"use_cache": True, keyword: None} if keyword else {}
             for _ in range(max_tokens if context is None else min(max_tokens, context - ids.shape[1])):
                 with memory_guard("answering several prompts", "take fewer or shorter ones"):
-                    out = model(input_ids=ids, use_cache=True, **kept_logits(model, 1), **{keyword: cache})
-                cache, ids = out[keyword], out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
-                steps.append(ids)
-                ended |= torch.isin(ids[:, 0], stop)
+                    out = model(input_ids=ids, **kept_logits(model, 1), **cache)
+                best = out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+                if keyword:
+                    cache[keyword], ids = out[keyword], best
+                else:
+                    ids = torch.cat([ids, best], 1)
+                steps.append(best)
+                ended |= torch.isin(best[:, 0], stop)
                 if bool(ended.all()):
                     break
             for i, row in zip(rows, torch.cat(steps, 1).tolist() if steps else [[]] * len(rows), strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lawf_repl.engine.cache import kept_logits
+from lawf_repl.engine.cache import kept_logits, uncached
 
 Pair = tuple[Sequence[int], Sequence[int]]  # prompt ids, completion ids
 
@@ -57,5 +57,5 @@ def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
     columns, where = torch.unique(batch.columns, return_inverse=True)
     mask = None if bool(batch.mask.all()) else batch.mask  # one unpadded shape needs no mask
     keep = kept_logits(model, columns)
-    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, use_cache=False, **keep).logits  # (B, C, V), or (B, T, V)
+    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, **uncached(model), **keep).logits  # (B, C, V), or (B, T, V)
     return logits[batch.rows, where if keep else batch.columns]

@@ -75,12 +75,9 @@ def groups(tokens: Sequence[Token]) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 0
     for index, token in enumerate(tokens):
-        if token.special or (index and (tokens[index - 1].text or tokens[index - 1].special)):
-            start = index
-        if token.text and not token.special:
-            spans[start:] = [(start, index)] * (index + 1 - start)
-        else:
-            spans.append((index, index))
+        if not token.partial or index + 1 == len(tokens):
+            spans += [(start, index)] * (index + 1 - start)
+            start = index + 1
     return spans
 
 

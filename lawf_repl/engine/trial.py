@@ -1,0 +1,87 @@
+"""A trial of a freshly loaded model: does it do what correcting it relies on?
+
+A handful of short forwards on a fixed text show whether the model is causal, whether its cache can be used as its layers'
+classes promise, and whether several tokens may be read behind cached ones at once. What fails is replaced by the next
+slower way; what nothing can serve is refused here, by name, before anything is generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lawf_repl.engine.cache import CacheKind, KeptCache, likely_kind, uncached
+from lawf_repl.engine.memory import memory_guard
+from lawf_repl.errors import ModelError
+
+LENGTH = 16                            # tokens of the trial text
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # largest difference of logits, as a share of their range
+COARSE = 0.05                          # the same for half precision and quantized weights
+
+
+def try_model(model: Any, ids: Sequence[int], name: str) -> CacheKind:
+    """How the model's cache may be used, found by trying it on `ids`, some ordinary text.
+
+    Raises ModelError where the model's logits hang on tokens to the right, where its forward does not take token ids alone,
+    or where its logits are not finite.
+    """
+    text = (list(ids) * LENGTH)[:LENGTH]
+    architecture = type(model).__name__
+    with memory_guard(f"trying {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
+        try:
+            whole = _forward(model, text)
+            half = _forward(model, text[:LENGTH // 2])
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+            raise ModelError(f"{architecture} cannot be served: a forward pass on plain token ids fails ({_first_line(error)}); "
+                             f"expected a decoder such as Qwen3ForCausalLM") from error
+        if not bool(torch.isfinite(whole).any(-1).all()) or bool(whole.isnan().any()):
+            raise ModelError(f"{architecture} cannot be served: its logits are not finite; the weights of {name} are damaged, "
+                             f"or too large for {whole.dtype}")
+        coarse = getattr(model, "is_quantized", False)
+        if not _close(half, whole[:LENGTH // 2], coarse):
+            raise ModelError(f"{architecture} cannot be served: what it predicts at a token changes with the tokens behind it; "
+                             f"expected a causal decoder such as Qwen3ForCausalLM")
+        likely = likely_kind(model)
+        for kind in (likely, CacheKind(likely.mode, chunks=False), CacheKind("recompute"), CacheKind("recompute", chunks=False)):
+            if likely.mode != "none" and _holds(model, kind, text, whole, coarse):
+                return kind
+    return CacheKind("none")
+
+
+def _holds(model: Any, kind: CacheKind, text: list[int], whole: torch.Tensor, coarse: bool) -> bool:
+    """Whether prefill, a cut, a chunk and single steps over one cache give the logits of the whole text."""
+    cache = KeptCache(model, kind)
+    third, half = LENGTH // 3, LENGTH // 2
+    try:
+        cache.feed(text[:third], 1)
+        cache.mark()
+        rows = [cache.feed(text[third:half], half - third)]
+        cache.feed([text[0]], 1)
+        kept = cache.keep_prefix(text[:third])
+        rows.append(cache.feed(text[kept:half + 1], half + 1 - third))
+        rows += [cache.feed([id_], 1) for id_ in text[half + 1:]]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError):
+        return False
+    return _close(torch.cat(rows), torch.cat([whole[third:half], whole[third:]]), coarse)
+
+
+@torch.no_grad()
+def _forward(model: Any, ids: list[int]) -> torch.Tensor:
+    """Logits of a plain forward (T, V)."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([ids], device=model.device), **uncached(model)).logits[0]
+    return logits
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, coarse: bool = False) -> bool:
+    share = COARSE if coarse else TOLERANCE.get(expected.dtype, COARSE)
+    finite = expected.isfinite()  # some models mask tokens that are never to be said
+    if not bool((found.isfinite() == finite).all()):
+        return False
+    expected, found = expected.float().masked_fill(~finite, 0.0), found.float().masked_fill(~finite, 0.0)
+    return float((found - expected).abs().max()) <= share * max(float(expected.max() - expected.min()), 1e-6)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -38,8 +38,9 @@ KNOWN_LAYERS = (DynamicLayer, DynamicIndexedLayer, DummyLayer, LinearAttentionLa
 class CacheKind:
     """How a model's cache may be used."""
 
-    mode: Mode            # how it goes back to a prefix; "none": it has no cache, every step reads everything
-    chunks: bool = True   # several tokens may be read behind cached ones in one forward
+    mode: Mode               # how it goes back to a prefix; "none": it has no cache, every step reads everything
+    chunks: bool = True      # several tokens may be read behind cached ones in one forward
+    positions: bool = False  # the model has to be told where the tokens stand: it does not ask its cache
 
 
 def cache_keyword(model: Any) -> str | None:
@@ -143,7 +144,7 @@ class KeptCache:
         """Compute `ids` (n) behind the cached ones; returns the logits of the last `keep` positions (keep, V)."""
         if self._kind.mode == "none":
             self.ids = self.ids + ids
-            return self._forward(self.ids, keep)
+            return self._forward(self.ids, keep, **uncached(self._model))
         whole = self._kind.chunks or not self.ids
         logits = self._read(ids, keep) if whole else torch.cat([self._read([id_], 1) for id_ in ids])[-keep:]
         if self.snapshots and len(self.ids) - max(self._marks, default=0) >= self._spacing:
@@ -154,13 +155,14 @@ class KeptCache:
         cache, known = self._cache if self._cache is not None else _new_cache(self._model), self.ids
         self._cache, self.ids = None, []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
         marks, self._marks = self._marks, {}
-        logits = self._forward(ids, keep, **{str(self._keyword): cache}, use_cache=True)
+        positions = {"position_ids": torch.arange(len(known), len(known) + len(ids), device=self._model.device)[None]} if self._kind.positions else {}
+        logits = self._forward(ids, keep, use_cache=True, **{str(self._keyword): cache}, **positions)
         self._cache, self.ids, self._marks = cache, known + ids, marks
         return logits
 
-    def _forward(self, ids: list[int], keep: int, **cache: Any) -> torch.Tensor:
+    def _forward(self, ids: list[int], keep: int, **arguments: Any) -> torch.Tensor:
         with memory_guard("generating", "take a shorter prompt, a lower --max-tokens or a smaller --dtype"):
-            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), **kept_logits(self._model, keep), **cache)
+            out = self._model(input_ids=torch.tensor([ids], device=self._model.device), **kept_logits(self._model, keep), **arguments)
         logits: torch.Tensor = out.logits[0, -keep:]
         return logits
 

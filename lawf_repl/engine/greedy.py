@@ -8,22 +8,23 @@ from typing import Any
 
 import torch
 
-from lawf_repl.engine.cache import cache_keyword, kept_logits
+from lawf_repl.engine.cache import CacheKind, cache_keyword, kept_logits, likely_kind, uncached
 from lawf_repl.engine.memory import memory_guard
 
 
 @torch.no_grad()
 def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterable[int], max_tokens: int, batch: int = 64,
-                   context: int | None = None, cached: bool = True,
+                   context: int | None = None, kind: CacheKind | None = None,
                    on_progress: Callable[[int, int], None] | None = None) -> list[list[int]]:
     """Greedy completions of `prompts` (token ids), the end-of-turn token included where it was reached.
 
     Rows of one batch have the same length, so neither mask nor position ids are needed; a row that has ended goes on
-    unseen until the batch is done. `cached` false reads everything again at every step, for a model without a cache.
+    unseen until the batch is done. `kind` is what the model's trial found; without one it is taken for a plain decoder.
     Returns one list of ids per prompt, at most `max_tokens` long and, with its prompt, at most `context`.
     """
     eos = frozenset(eos_ids)
-    keyword = cache_keyword(model) if cached else None
+    kind = kind or likely_kind(model)
+    keyword = cache_keyword(model) if kind.mode != "none" else None
     stop = torch.tensor(sorted(eos), device=model.device)
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -35,9 +36,13 @@ def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterab
             rows = indices[start:start + batch]
             ids = torch.tensor([list(prompts[i]) for i in rows], device=model.device)  # (B, T)
             ended, steps = torch.zeros(len(rows), dtype=torch.bool, device=model.device), []
-            cache: dict[str, Any] = {"use_cache": True, keyword: None} if keyword else {}
+            cache: dict[str, Any] = {"use_cache": True, keyword: None} if keyword else uncached(model)
+            read = 0
             for _ in range(max_tokens if context is None else min(max_tokens, context - ids.shape[1])):
                 with memory_guard("answering several prompts", "take fewer or shorter ones"):
+                    if kind.positions:
+                        cache["position_ids"] = torch.arange(read, read + ids.shape[1], device=model.device).expand(len(rows), -1)
+                    read += ids.shape[1]
                     out = model(input_ids=ids, **kept_logits(model, 1), **cache)
                 best = out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
                 if keyword:

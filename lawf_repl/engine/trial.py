@@ -7,16 +7,18 @@ slower way; what nothing can serve is refused here, by name, before anything is 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import Cache
 
-from lawf_repl.engine.cache import CacheKind, KeptCache, likely_kind, uncached
+from lawf_repl.engine.cache import CacheKind, KeptCache, cache_keyword, likely_kind, uncached
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import ModelError
 
-LENGTH = 16                            # tokens of the trial text
+LENGTH = 32                            # tokens of the trial text: attention that hashes or chunks shows itself only behind its first chunks
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # largest difference of logits, as a share of their range
 COARSE = 0.05                          # the same for half precision and quantized weights
 
@@ -32,6 +34,7 @@ def try_model(model: Any, ids: Sequence[int], name: str) -> CacheKind:
     with memory_guard(f"trying {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
         try:
             whole = _forward(model, text)
+            again = _forward(model, text)
             half = _forward(model, text[:LENGTH // 2])
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
             raise ModelError(f"{architecture} cannot be served: a forward pass on plain token ids fails ({_first_line(error)}); "
@@ -40,14 +43,29 @@ def try_model(model: Any, ids: Sequence[int], name: str) -> CacheKind:
             raise ModelError(f"{architecture} cannot be served: its logits are not finite; the weights of {name} are damaged, "
                              f"or too large for {whole.dtype}")
         coarse = getattr(model, "is_quantized", False)
+        if not _close(again, whole, coarse):
+            raise ModelError(f"{architecture} cannot be served: the same text twice gives different logits; "
+                             f"expected a decoder such as Qwen3ForCausalLM")
         if not _close(half, whole[:LENGTH // 2], coarse):
             raise ModelError(f"{architecture} cannot be served: what it predicts at a token changes with the tokens behind it; "
                              f"expected a causal decoder such as Qwen3ForCausalLM")
         likely = likely_kind(model)
-        for kind in (likely, CacheKind(likely.mode, chunks=False), CacheKind("recompute"), CacheKind("recompute", chunks=False)):
-            if likely.mode != "none" and _holds(model, kind, text, whole, coarse):
-                return kind
+        if likely.mode == "none" or not _gives_its_cache(model, text):
+            return CacheKind("none")
+        can_place = "position_ids" in inspect.signature(model.forward).parameters
+        for mode in dict.fromkeys((likely.mode, "recompute")):
+            for chunks, positions in ((True, False), (True, True), (False, False), (False, True)):
+                kind = CacheKind(mode, chunks, positions)  # type: ignore[arg-type]  # of two literals mypy makes a str
+                if (can_place or not positions) and _holds(model, kind, text, whole, coarse):
+                    return kind
     return CacheKind("none")
+
+
+@torch.no_grad()
+def _gives_its_cache(model: Any, text: list[int]) -> bool:
+    """Whether the states come back in a cache of transformers: a model that keeps them in its own layers cannot be taken back."""
+    out = model(input_ids=torch.tensor([text], device=model.device), use_cache=True)
+    return isinstance(out.get(cache_keyword(model)), Cache)
 
 
 def _holds(model: Any, kind: CacheKind, text: list[int], whole: torch.Tensor, coarse: bool) -> bool:

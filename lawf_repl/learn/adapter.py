@@ -6,7 +6,6 @@ The base weights are never touched and never merged: with the adapter off the mo
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,12 @@ from lawf_repl.config import Settings
 from lawf_repl.errors import ModelError
 
 Weights = dict[str, torch.Tensor]
+REWRITTEN = (".gate", ".gate_proj", ".up_proj", ".down_proj")  # of mixtures of experts, by peft/utils/transformers_weight_conversion.py
+# A router decides which experts run: training it changes what nobody corrected. dt_proj's weight is read past the layer's forward,
+# so a LoRA on it would do nothing.
+UNFIT = frozenset({"router", "gate", "shared_expert_gate", "dt_proj"})
+MAMBA_UNFIT = frozenset({"out_proj", "conv1d"})  # refused by peft, tuners_utils.py, for ...
+MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
 
 class Adapter:
@@ -37,16 +42,13 @@ class Adapter:
     @classmethod
     def fresh(cls, model: Any, settings: Settings, name: str) -> Adapter:
         """An untrained adapter: A random from the seed, B zero, so that it changes nothing yet."""
-        targets, layers, pattern = find_targets(model, settings.layers)
-        config = LoraConfig(task_type="CAUSAL_LM", r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, bias="none",
-                            target_modules=targets, layers_to_transform=layers, layers_pattern=pattern, base_model_name_or_path=name)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(settings.seed)
-            try:
-                peft = get_peft_model(model, config)
-            except ValueError as error:
-                raise ModelError(f"{name} cannot carry a LoRA: {str(error).strip().splitlines()[0][:160]}") from error
+        targets = find_targets(model, settings.layers)
+        try:
+            peft = _injected(model, targets, settings, name)
+        except _Elsewhere:
+            # For mixtures of experts peft turns such names into the experts of all layers: attention alone is what can be named.
+            targets = [target for target in targets if not target.endswith(REWRITTEN)]
+            peft = _injected(model, targets, settings, name)
         # In half precision small steps would round away: the LoRA itself is kept in float32.
         for parameter in peft.parameters():
             if parameter.requires_grad:
@@ -113,26 +115,58 @@ class Adapter:
         """Write a standard peft directory: adapter_config.json and adapter_model.safetensors."""
         self._peft.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
         (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty template of peft's
+        path = Path(folder) / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in another order each time
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
         """Take the adapter out of the model; what is left is bit-equal to the base."""
         self._peft.unload()
 
 
-def find_targets(model: Any, layers: str) -> tuple[list[str], list[int] | None, str | None]:
-    """(names of linear layers, layer numbers, name of the layer list) that get a LoRA.
+class _Elsewhere(Exception):
+    """peft put a LoRA where none was asked for, or not where it was."""
 
-    The linear layers are found in the decoder's layer list: nothing outside it, so never lm_head or embeddings. "upper"
-    takes the upper half of the layers only, "all" every one.
-    Raises ModelError where no layer list with linear layers is found.
+
+def _injected(model: Any, targets: list[str], settings: Settings, name: str) -> PeftModel:
+    """`model` with an untrained LoRA at exactly `targets`. Raises ModelError where peft refuses, _Elsewhere where it takes others."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, bias="none",
+                        target_modules=targets, base_model_name_or_path=name)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(settings.seed)
+        try:
+            peft = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(f"{type(model).__name__} cannot carry a LoRA: {str(error).strip().splitlines()[0][:160]}") from error
+    found = sorted(path.removeprefix("base_model.model.").removesuffix(".lora_A") for path, _ in peft.named_modules() if path.endswith(".lora_A"))
+    if found == sorted(targets):
+        return peft
+    peft.unload()
+    if not any(target.endswith(REWRITTEN) for target in targets):
+        odd = sorted(set(found) ^ set(targets))
+        raise ModelError(f"{type(model).__name__} cannot carry a LoRA: of the layers asked for, peft treats these otherwise: {', '.join(odd[:4])}")
+    raise _Elsewhere
+
+
+def find_targets(model: Any, layers: str) -> list[str]:
+    """Full names of the linear layers that get a LoRA, found in the decoder's layer list: never lm_head, embeddings, a vision tower or a router.
+
+    "upper" takes the upper half of the layers only, "all" every one. Raises ModelError, by the name of the architecture,
+    where no layer list with linear layers is found.
     """
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    head = model.get_output_embeddings()
+    config = model.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in decoder.modules()}
+    unfit = UNFIT | (MAMBA_UNFIT if getattr(model.config, "model_type", None) in MAMBA_TYPES else frozenset())
+    first = count // 2 if layers == "upper" and count > 1 else 0
     for path, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            names = {re.sub(r"^\d+\.", "", name) for name, child in module.named_modules()
-                     if isinstance(child, (torch.nn.Linear, Conv1D)) and child is not head}
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in inside:
+            names = [f"{path}.{number}.{name}" for number in range(first, count) for name, child in module[number].named_modules()
+                     if isinstance(child, torch.nn.Linear | Conv1D) and name.rpartition(".")[2] not in unfit and "experts." not in name]
             if names:
-                first = count // 2 if layers == "upper" and count > 1 else 0
-                return sorted(names), list(range(first, count)), path.rpartition(".")[2]
-    raise ModelError(f"no linear layers were found in a layer list of {type(model).__name__}: this architecture cannot be trained")
+                return names
+    raise ModelError(f"{type(model).__name__} cannot be trained: no linear layers were found in its decoder's list of layers; "
+                     f"expected a decoder such as Qwen3ForCausalLM")

@@ -57,7 +57,7 @@ def _answered(engine: Engine, rows: Sequence[dict[str, object]]) -> list[Pair]:
 def base_answers(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS) -> list[list[int]]:
     """Greedy answers of the model as it stands (turn the adapter off first)."""
     return greedy_answers(engine.model, prompts, engine.end_ids, max_tokens, context=engine.context_length,
-                          cached=engine.cache_kind.mode != "none")
+                          kind=engine.cache_kind)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ Question = tuple[Sequence[Message], str]  # conversation, expected text
 def answer_texts(engine: Engine, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
     """Greedy answers as text, without the end-of-turn token, of the model as it stands."""
     prompts = [engine.prompt_ids(messages) for messages in conversations]
-    ids = greedy_answers(engine.model, prompts, engine.end_ids, max_tokens, context=engine.context_length, cached=engine.cache_kind.mode != "none")
+    ids = greedy_answers(engine.model, prompts, engine.end_ids, max_tokens, context=engine.context_length, kind=engine.cache_kind)
     return [answer_text(engine, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
 
 

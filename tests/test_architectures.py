@@ -1,0 +1,199 @@
+"""Every architecture in the README's table: generate, cut anywhere, go on, train, off again, save and reload, right to the bit or the last digits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.decode import Decoder, Sampling
+from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.errors import ModelError
+from lawf_repl.learn.adapter import Adapter, find_targets
+from lawf_repl.learn.batch import completion_logits, make_batch
+from lawf_repl.records import Completion
+from lawf_repl.session import Session
+from lawf_repl.spans import group_start
+from tests.architecture_zoo import ARCHITECTURES, MORE, REFUSED
+from tests.conftest import make_byte_tokenizer
+
+SERVED = ARCHITECTURES | MORE
+SNAPSHOTS = {"qwen3_5", "qwen3_next", "mamba2", "falcon_h1", "mamba", "falcon_mamba", "jamba", "bamba", "granitemoehybrid", "lfm2"}
+STEPWISE = {"mamba", "falcon_mamba", "jamba"}  # they restart their scan at every chunk
+WITHOUT_CACHE = {"recurrent_gemma"}            # its state lies on its layers
+ANSWER = 64
+EXACT = 1e-3                                   # logits; what is wrong is off by 1 and more
+CHUNKED = {"qwen3_5": 1e-2, "qwen3_next": 1e-2}  # linear attention in chunks is that far from the same computed token by token
+
+
+@pytest.fixture(scope="module", params=sorted(SERVED))
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return Engine(SERVED[request.param](), make_byte_tokenizer(), request.param)
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    session = Session(engine, Settings(max_tokens=ANSWER, max_steps=6))
+    yield session
+    session.reset_adapter()
+
+
+def run(items: Iterator[Any]) -> list[Any]:
+    return list(items)
+
+
+@torch.no_grad()
+def full_logits(engine: Engine, ids: list[int]) -> torch.Tensor:
+    logits: torch.Tensor = engine.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return logits
+
+
+def same_answer(found: Completion, expected: Completion) -> None:
+    """The same ids from the same distributions; single steps differ in the last bit with the place of a tensor in memory."""
+    assert found.ids == expected.ids and found.text == expected.text
+    assert [token.p for token in found.tokens] == pytest.approx([token.p for token in expected.tokens], abs=1e-5)
+
+
+def test_the_trial_finds_how_the_cache_can_be_used(engine: Engine) -> None:
+    mode = "none" if engine.name in WITHOUT_CACHE else "snapshot" if engine.name in SNAPSHOTS else "cut"
+    assert engine.cache_kind.mode == mode
+    assert engine.cache_kind.chunks == (engine.name not in STEPWISE)
+    assert engine.cache_kind.positions == (engine.name == "bamba")
+    assert [note for note in engine.notes if "recurrent layers" in note or "no cache" in note] == ([] if mode == "cut" else engine.notes[-1:])
+
+
+def test_generating_gives_what_full_forwards_give(engine: Engine) -> None:
+    prompt = list(engine.prompt_ids([{"role": "user", "content": "What?"}]))
+    tokens = run(Decoder(engine).generate(prompt, (), Sampling(ANSWER)))
+    logits = full_logits(engine, [*prompt, *(token.id for token in tokens)])[len(prompt) - 1:-1]
+    assert [token.id for token in tokens] == logits.argmax(-1).tolist()
+    assert torch.allclose(torch.tensor([token.p for token in tokens]), logits.softmax(-1).max(-1).values, atol=EXACT)
+    assert greedy_answers(engine.model, [prompt, prompt], engine.end_ids, ANSWER, kind=engine.cache_kind) == [[token.id for token in tokens]] * 2
+
+
+def test_after_a_cut_at_any_position_the_logits_are_those_of_a_full_forward(engine: Engine) -> None:
+    decoder = Decoder(engine)
+    prompt = list(engine.prompt_ids([{"role": "user", "content": "What?"}]))
+    run(decoder.generate(prompt, (), Sampling(ANSWER)))
+    assert decoder.last is not None
+    ids = [*prompt, *decoder.last.ids]
+    forwards = [*reversed(range(len(prompt), len(ids))), *range(len(prompt), len(ids), 7), len(ids) - 1, len(prompt)]
+    for cut in forwards:  # ever deeper, then back and forth, each time going on with something else
+        behind = [*ids[:cut], 70 + cut % 50, 33, 34, 35]
+        logits = decoder.logits_at(behind, 4)
+        expected = full_logits(engine, behind)[-4:]
+        assert float((logits - expected).abs().max()) < CHUNKED.get(engine.name, EXACT), cut
+
+
+def test_a_correction_goes_on_as_if_the_prefix_had_been_read_afresh(engine: Engine, session: Session) -> None:
+    run(session.ask("What?"))
+    assert session.node is not None
+    first = session.node.completion
+    expected = {"none": "recomputed", "snapshot": "snapshot", "cut": "cut"}[engine.cache_kind.mode]
+    for position in (40, 13, 25, 0):
+        position = group_start(first.tokens, position)
+        run(session.replace(position, "Zoë"))
+        completion = session.node.completion
+        assert completion.ids[:position] == first.ids[:position]
+        afresh = Decoder(engine)
+        run(afresh.generate(completion.prompt_ids, completion.ids[position:position + 4], Sampling(ANSWER), known=first.tokens[:position]))
+        assert afresh.last is not None and afresh.last.ids == completion.ids
+        reuse = completion.timing.reuse
+        assert reuse is not None and reuse.how == expected and (reuse.kept > 0) == (expected != "recomputed")
+        assert reuse.kept + reuse.read == len(completion.prompt_ids) + position + 4
+        session.undo()
+        assert session.node.completion == first
+
+
+def test_training_saving_and_reloading(engine: Engine, session: Session, tmp_path: Path) -> None:
+    run(session.ask("What?"))
+    assert session.node is not None
+    base = session.node.completion
+    probe = [*base.prompt_ids, *base.ids[:20]]
+    before = full_logits(engine, probe)
+    run(session.replace(5, "Yes"))
+    run(session.end(9))
+    session.accept()
+    steps = run(session.train())
+    assert len(steps) == 7 and all(step.loss == step.loss for step in steps)
+    assert max(step.anchor_p for step in steps[1:]) > steps[0].anchor_p  # every anchor has a gradient to it
+    trained = full_logits(engine, probe)
+    assert not torch.equal(trained, before)
+    run(session.ask("What?"))
+    adapted = session.node.completion
+    session.switch_adapter(False)
+    assert torch.equal(full_logits(engine, probe), before)
+    run(session.ask("What?"))
+    same_answer(session.node.completion, base)
+    session.switch_adapter(True)
+    session.save_adapter(str(tmp_path / "adapter"))
+    session.reset_adapter()
+    assert torch.equal(full_logits(engine, probe), before)
+    again = Adapter.load(engine.model, tmp_path / "adapter")
+    assert torch.equal(full_logits(engine, probe), trained)
+    decoder = Decoder(engine)
+    run(decoder.generate(adapted.prompt_ids, (), Sampling(ANSWER)))
+    assert decoder.last is not None
+    same_answer(decoder.last, adapted)
+    again.remove()
+    assert torch.equal(full_logits(engine, probe), before)
+
+
+def test_the_lora_is_where_it_should_be_and_each_of_its_matrices_learns(engine: Engine) -> None:
+    targets = find_targets(engine.model, "upper")
+    adapter = Adapter.fresh(engine.model, Settings(), engine.name)
+    try:
+        names = {name.split(".lora_A")[0].removeprefix("base_model.model.") for name in adapter.snapshot() if "lora_A" in name}
+        assert names and names <= set(targets)
+        assert not any(part in name for name in names for part in ("lm_head", "embed", "vision", "router", "experts"))
+        assert {int(next(part for part in name.split(".") if part.isdecimal())) for name in names} == {2, 3}
+        batch = make_batch([(list(range(20, 40)), list(range(40, 60)))], engine.device)
+        parameters = adapter.parameters()
+        completion_logits(adapter.base, batch).logsumexp(-1).sum().backward()
+        dead = [name for name, parameter in zip(adapter.snapshot(), parameters, strict=True)
+                if "lora_B" in name and (parameter.grad is None or not bool(parameter.grad.abs().max() > 0))]
+        assert not dead
+        adapter.switch(False)
+        adapter.switch(True)
+    finally:
+        adapter.remove()
+
+
+def test_padding_on_the_right_changes_nothing(engine: Engine) -> None:
+    long, short = (list(range(20, 40)), list(range(40, 70))), (list(range(50, 60)), list(range(60, 65)))
+    alone = [completion_logits(engine.model, make_batch([pair], engine.device)).detach() for pair in (long, short)]
+    together = completion_logits(engine.model, make_batch([long, short], engine.device)).detach()
+    assert torch.allclose(together, torch.cat(alone), atol=1e-3)
+
+
+@pytest.mark.parametrize("name, complaint", [("bert", "BertLMHeadModel cannot be served: what it predicts at a token changes with the tokens behind it"),
+                                             ("xlnet", "XLNetLMHeadModel cannot be served: what it predicts at a token changes"),
+                                             ("reformer", "ReformerModelWithLMHead cannot be served: the same text twice gives different logits")])
+def test_what_cannot_be_served_is_refused_by_name_before_anything_is_generated(name: str, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        Engine(REFUSED[name](), make_byte_tokenizer(), name)
+
+
+@pytest.mark.parametrize("name", ["openai-gpt", "rwkv", "xlstm"])
+def test_a_model_without_a_cache_that_can_be_kept_is_served_slowly_and_says_so(name: str) -> None:
+    engine = Engine(REFUSED[name](), make_byte_tokenizer(), name)
+    assert engine.cache_kind.mode == "none" and "reads the whole text again" in engine.notes[-1]
+    session = Session(engine, Settings(max_tokens=12))
+    run(session.ask("What?"))
+    run(session.replace(4, "ab"))
+    answer = session.node.completion  # type: ignore[union-attr]
+    with torch.no_grad():
+        logits = engine.model(input_ids=torch.tensor([[*answer.prompt_ids, *answer.ids]])).logits[0]
+    expected = logits[len(answer.prompt_ids) - 1:-1].argmax(-1).tolist()
+    assert list(answer.ids[6:]) == expected[6:] and answer.timing.reuse.how == "recomputed"  # type: ignore[union-attr]
+
+
+def test_a_model_that_no_lora_fits_is_refused_before_it_answers(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_engine.model.config, "num_hidden_layers", 7)
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM cannot be trained"):
+        Session(tiny_engine, Settings())

@@ -41,7 +41,8 @@ class Engine:
 
     def __init__(self, model: Any, tokenizer: Any, name: str, template_args: Sequence[tuple[str, Any]] = ()) -> None:
         self.model = model.eval()
-        self.tokenizer = HubTokenizer(tokenizer)
+        self.end_ids = self._find_end_ids(tokenizer)
+        self.tokenizer = HubTokenizer(tokenizer, self.end_ids)
         self.name = name
         self.template_args = dict(template_args)
         for key in self.template_args:
@@ -49,7 +50,6 @@ class Engine:
                 raise UsageError(f"--template-arg {key}: this is lawf's own to set; expected a variable of the chat template such as enable_thinking")
         self.notes: list[str] = []  # said once to the user
         self._texts: dict[int, str] = {}
-        self.end_ids = self._find_end_ids(tokenizer)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.end_id = self._find_end_id()
         self.cache_kind = try_model(self.model, self.tokenizer.encode(TRIAL_TEXT), name)

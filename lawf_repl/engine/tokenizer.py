@@ -15,10 +15,11 @@ STAND_INS = "\uf8ff\uf8fe\uf8fd"  # private characters, one of which the text at
 class HubTokenizer:
     """Encodes and decodes without special tokens being added, parsed or skipped, and without any clean-up."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int] = frozenset()) -> None:
+        """`end_ids` are the model's end-of-turn tokens: marks, even where the tokenizer takes them for plain text."""
         self.hub = tokenizer
         added = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special = frozenset(tokenizer.all_special_ids) | added
+        self._special = frozenset(tokenizer.all_special_ids) | added | end_ids
         self.special_texts = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         tokenizer.chat_control_tokens = []  # in prompts too, only special tokens are text: <think> in a given answer stays what it is
         self._backend: Backend | None = getattr(tokenizer, "backend_tokenizer", None)

@@ -56,12 +56,26 @@ def token_kl(ref_logprobs: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor
     return torch.nn.functional.kl_div(logprobs, ref_logprobs, reduction="none", log_target=True).sum(-1)
 
 
+def anchor_targets(target: Target) -> torch.Tensor:
+    """The target distribution at each anchor (M, V): c on the chosen token, the rest shared as the base shares it."""
+    mixture = target.ref_logprobs[target.anchors].exp() * (1 - target.confidence[:, None])
+    return mixture.scatter_add(1, target.chosen[:, None], target.confidence[:, None].to(mixture.dtype))
+
+
+def target_distribution(target: Target) -> torch.Tensor:
+    """What the adapted model is trained toward at every position (N, V), as probabilities."""
+    return target.ref_logprobs.exp().index_copy(0, target.anchors, anchor_targets(target))
+
+
+def anchor_kl(logprobs: torch.Tensor, target: Target) -> torch.Tensor:
+    """KL(target || adapted) at each anchor (M,), from log-probabilities (N, V)."""
+    mixture = anchor_targets(target)
+    return (torch.xlogy(mixture, mixture) - mixture * logprobs[target.anchors]).sum(-1)
+
+
 def lawf_loss(logprobs: torch.Tensor, target: Target) -> torch.Tensor:
     """The objective's value, a scalar in nats, from the adapted model's log-probabilities (N, V)."""
     divergence = token_kl(target.ref_logprobs, logprobs)  # (N,)
     if len(target.anchors):
-        mixture = target.ref_logprobs[target.anchors].exp() * (1 - target.confidence[:, None])  # (M, V)
-        mixture = mixture.scatter_add(1, target.chosen[:, None], target.confidence[:, None].to(mixture.dtype))
-        at = logprobs[target.anchors]
-        divergence = divergence.index_copy(0, target.anchors, (torch.xlogy(mixture, mixture) - mixture * at).sum(-1))
+        divergence = divergence.index_copy(0, target.anchors, anchor_kl(logprobs, target))
     return (divergence * target.weight).sum()

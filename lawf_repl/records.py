@@ -105,6 +105,11 @@ class Anchor:
     confidence: float    # c: 1 is a hard correction, less a weak preference
     p_ref: float         # the frozen base's probability of the chosen token
 
+    @property
+    def goal(self) -> float:
+        """What training brings the chosen token's probability to: c, and of the rest the share that the base gives it."""
+        return self.confidence + (1 - self.confidence) * self.p_ref
+
 
 @dataclass(frozen=True, slots=True)
 class Case:

@@ -19,7 +19,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError
 from lawf_repl.learn.adapter import Adapter, Weights, find_targets
-from lawf_repl.learn.train import check_cases, train
+from lawf_repl.learn.train import check_cases, conflict_text, conflicts, train
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.scorecard import answer_text, measure
 from lawf_repl.records import (
@@ -244,6 +244,10 @@ class Session:
         self._redo = []
         self._move(self.nodes[node])
 
+    def prompt_of(self, node: Node) -> str:
+        """The question that a node of the tree answers."""
+        return self._questions[self._root(node).id].messages[-1]["content"]
+
     def _move(self, node: Node) -> None:
         if node.adapter != self._version:
             self._install(node.adapter)
@@ -310,6 +314,10 @@ class Session:
         self._record("accept", node=self.node.id, completion_ids=list(answer.ids), text=answer.text,
                      anchors=[store.anchor_to_json(a) for a in anchors])
         return case
+
+    def conflicts(self) -> tuple[str, ...]:
+        """A line for each two accepted answers that contradict each other: they cannot be trained together."""
+        return tuple(conflict_text(*found) for found in conflicts(self.cases))
 
     def forget(self, number: int) -> Case:
         """Take the case with this number, from 0, out of what is trained. Raises TrainingError where there is none."""

@@ -81,7 +81,7 @@ class FakeSession:
             done.append(token)
             yield token
         completion = Completion((1, 2), tuple(done), "eos" if finished else "interrupted")
-        self.node = Node(len(self.nodes), self.node.id if self.node else None, completion, correction, fixed)
+        self.node = Node(len(self.nodes), self.node.id if self.node else None, completion, correction, fix_positions=fixed)
         self.nodes.append(self.node)
 
     def ask(self, text: str, stop: Stop) -> Iterator[Token]:
@@ -151,6 +151,27 @@ class FakeSession:
             return False
         self.node = nodes[at]
         return True
+
+    def goto(self, node: int) -> None:
+        if not 0 <= node < len(self.nodes):
+            raise FixError(f"there is no answer {node} in the tree")
+        self.node = self.nodes[node]
+
+    def prompt_of(self, node: Node) -> str:
+        return self.prompt_text
+
+    def sampled(self) -> int:
+        return 0
+
+    def conflicts(self) -> tuple[str, ...]:
+        return ()
+
+    def forget(self, number: int) -> Case:
+        if not 0 <= number < len(self.cases):
+            raise TrainingError(f"there is no accepted answer {number + 1}")
+        case = self.cases[number]
+        self.cases = (*self.cases[:number], *self.cases[number + 1:])
+        return case
 
     def anchors(self) -> tuple[Anchor, ...]:
         if self.node is None:

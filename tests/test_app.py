@@ -82,13 +82,14 @@ def test_plain_needs_no_cursor(pipe: PipeInput) -> None:
 
 
 def test_every_command_can_be_called_at_any_time(pipe: PipeInput) -> None:
-    lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo|/anchors|/accept
+    lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo|/tree|/goto|/goto 0|/goto 99|/cases
+        |/cases drop 9|/cases x|/anchors|/accept
         |/train|/compare|/paraphrase|/paraphrase p|/neighbour n|/confidence 0.5|/confidence x|/adapter|/adapter on|/adapter off
         |/adapter reset|/adapter save d|/save|/system be brief|/system|/set|/set a b|/set a|/model|/t|/nothing|//usr|/fix 99 x
         |/alternatives 99|/delete 0 x|/pick 0 77|/anchors|/accept""".split("|")
     code, shown = run(pipe, "".join(line.strip() + "\r" for line in lines) + "\x04", plain=True)
     assert code == 0
-    for expected in ("there is no answer yet", "ambiguous: /tokens, /train", "no command /nothing", "there is no adapter yet",
+    for expected in ("there is no answer yet", "ambiguous: /tokens, /tree, /train", "no command /nothing", "there is no adapter yet",
                      "confidence of the next corrections: 0.5", "no setting a", "demo on cpu in float32", "nothing was corrected",
                      "Traceback"):
         assert (expected in shown) == (expected != "Traceback"), expected

@@ -41,7 +41,7 @@ def test_unique_prefixes_are_enough() -> None:
                 assert find(command.name[:end]) is command
 
 
-@pytest.mark.parametrize(("name", "message"), [("t", "ambiguous: /tokens, /train"), ("comprae",
+@pytest.mark.parametrize(("name", "message"), [("t", "ambiguous: /tokens, /tree, /train"), ("comprae",
                                                                                      "no command /comprae; did you mean /compare?"),
                                                ("zzz", "no command /zzz; /help lists them")])
 def test_what_is_not_understood_is_said(name: str, message: str) -> None:
@@ -81,6 +81,6 @@ def test_positions() -> None:
 
 
 def test_completion() -> None:
-    assert completions("/tr") == ["train"] and set(completions("/")) == {command.name for command in COMMANDS}
+    assert completions("/tra") == ["train"] and set(completions("/")) == {command.name for command in COMMANDS}
     assert completions("/adapter o") == ["on", "off"] and completions("/adapter on ") == []
     assert completions("hello") == [] and completions("//") == []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, LlamaConfig
+from transformers import AutoTokenizer, DynamicCache, LlamaConfig
 
 from lawf_repl import corrections, store
 from lawf_repl.config import Settings
@@ -74,21 +74,18 @@ class Output(dict[str, Any]):
 
 @cache
 def engine_of(name: str) -> Engine:
-    if name == "demo":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    else:
-        tokenizer = load_real_qwen2() if name == "qwen2" else ZOO[name]()
+    tokenizer: Any = load_real_qwen2() if name == "qwen2" else AutoTokenizer.from_pretrained(DEMO_MODEL) if name == "demo" else ZOO[name]()
     if tokenizer is None:
         pytest.skip("the real Qwen2 tokenizer is not here")
-    ends = frozenset(tokenizer.convert_tokens_to_ids(text) for text in END_TOKENS.get(name, (tokenizer.eos_token,)))
+    ends = frozenset(int(tokenizer.convert_tokens_to_ids(text)) for text in END_TOKENS.get(name, (tokenizer.eos_token,)))
     return Engine(TableModel(len(tokenizer), ends), tokenizer, name)
 
 
 # What is typed: whole words and their pieces, spaces and newlines of all kinds, characters of several bytes, tokens or code points, marks as text.
-PIECES = ["The", " capital", " Can", "berra", "豆", "豆包", "，", "é", "e\u0301", "\u0301", "👩‍👩‍👧", "\u200d", "\U0001f1e6\U0001f1fa", " ", "  ", "\n", "\n\n",
-          "\r\n", "\t", "\xa0", "שלום", "مرحبا", "ﬁ", "①", "<|im_end|>", "</s>", "<s>", "<eos>", "<unk>", "<think>", "<0x0A>", "▁", "▁▁", "##ing", "Ġ", "'s",
+PIECES = ["The", " capital", " Can", "berra", "豆", "豆包", "，", "é", "e\u0301", "\u0301",
+          "👩‍👩‍👧", "\u200d", "\U0001f1e6\U0001f1fa", " ", "  ", "\n", "\n\n",
+          "\r\n", "\t", "\xa0", "שלום", "مرحبا", "ﬁ", "①",
+          "<|im_end|>", "</s>", "<s>", "<eos>", "<unk>", "<think>", "<0x0A>", "▁", "▁▁", "##ing", "Ġ", "'s",
           " n't", " .", ",", "\"", "{", "0", "12", "\x00", "\x1b[31m", "\ufffd", "\ufeff", "\U00010348", "ß", "a", "b", "s", "."]
 TYPED = st.one_of(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map("".join),
                   st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6))

@@ -23,7 +23,7 @@ from lawf_repl.ui.theme import Theme
 
 def token(text: str, p: float = 0.97, id_: int = 7, special: bool = False) -> Token:
     return Token(id_, text, p, 0, 1.0, (Alternative(id_, text, p), Alternative(90, " Canberra", 0.2), Alternative(91, " Perth", 0.1)),
-                 special)
+                 special, partial=text == "" and not special)
 
 
 END = token("<|im_end|>", special=True, id_=0)

@@ -16,8 +16,11 @@ from rich.console import Console, Group, RenderableType
 from lawf_repl.records import (
     Alternative,
     Anchor,
+    Case,
     Check,
     Completion,
+    Correction,
+    Node,
     ProbeResult,
     Rerun,
     Scorecard,
@@ -40,6 +43,7 @@ from lawf_repl.ui.render import (
     training_panel,
 )
 from lawf_repl.ui.theme import Theme, probability_look, theme_for
+from lawf_repl.ui.tree import cases_view, tree_view
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOUR, BARE = Theme(), Theme(colour=False, plain=True)
@@ -61,15 +65,16 @@ def rendered(renderable: RenderableType, width: int, *, colour: bool = False) ->
     return file.getvalue()
 
 
-def token(text: str, p: float = 0.97, *, id_: int = 7, special: bool = False, others: tuple[tuple[str, float], ...] = ()) -> Token:
+def token(text: str, p: float = 0.97, *, id_: int = 7, special: bool = False, others: tuple[tuple[str, float], ...] = (),
+          partial: bool = False) -> Token:
     alternatives = tuple(Alternative(id_ if other == text else 50 + number, other, q) for number, (other, q) in enumerate(others))
-    return Token(id_, text, p, 0 if p >= 0.4 else 1, 1.25, alternatives, special)
+    return Token(id_, text, p, 0 if p >= 0.4 else 1, 1.25, alternatives, special, partial)
 
 
 BEFORE = Completion((1,), (token("The", id_=1), token(" capital", id_=2), token(" is", 0.7, id_=3),
                            token(" Sydney", 0.41, id_=4, others=((" Sydney", 0.41), (" Canberra", 0.33))), token(".", id_=5), token("\n",
                                                                                                                                     id_=6),
-                           token("", id_=11), token("", id_=12), token("豆", 0.1, id_=13), token("包", 0.9, id_=14),
+                           token("", id_=11, partial=True), token("", id_=12, partial=True), token("豆", 0.1, id_=13), token("包", 0.9, id_=14),
                            token("<|im_end|>", 0.99, id_=0, special=True)), "eos")
 AFTER = Completion((1,), (*BEFORE.tokens[:3], token(" Canberra", 0.98, id_=8), *BEFORE.tokens[4:6], token("好", id_=15), BEFORE.tokens[-1]),
                    "eos")
@@ -81,6 +86,11 @@ CHECKS = (Check("Capital?", "Canberra.", "Canberra."), Check("Which city?", "Can
 CARD = Scorecard(1.0, CHECKS, (), ProbeResult(200, 0.00012, 0.01, 0.02))
 
 
+TREE = (Node(0, None, BEFORE), Node(1, 0, AFTER, Correction("replace", 3, " Canberra", (8,), (4, 5))),
+        Node(2, 1, AFTER, training=RESULT), Node(3, 0, AFTER, Correction("end", 4, "", (0,), (5,))),
+        Node(4, 3, AFTER, Correction("delete", 2, "", (8,), (3,))), Node(5, None, BEFORE))
+
+
 def everything(theme: Theme, width: int) -> Group:
     """All renders of the fixed records."""
     first = [TrainStep(1, 2.0, (0.1, 0.2), None, 0.1, False)]
@@ -89,7 +99,9 @@ def everything(theme: Theme, width: int) -> Group:
                  alternatives_table(sydney, sydney.alternatives, theme), "", tokens_table(BEFORE.tokens, theme), "",
                  anchors_table(ANCHORS, theme), "", training_panel(ANCHORS, STEPS, RESULT, theme, width=width), "",
                  training_panel(ANCHORS, first, None, theme, target_p=0.95, width=width), "", comparison(RERUN, theme), "",
-                 scorecard_table(CARD, 1, theme), "", scorecard_table(Scorecard(), 1, theme), "", sentence(CARD, [RERUN]))
+                 scorecard_table(CARD, 1, theme), "", scorecard_table(Scorecard(), 1, theme), "", sentence(CARD, [RERUN]), "",
+                 tree_view(TREE, 3, lambda node: "What is the capital of Australia?", theme, width), "",
+                 cases_view([Case("What is the capital?", (1,), (1, 2), ANCHORS, AFTER.text)], theme, width))
 
 
 @pytest.mark.parametrize("width", [60, 100, 160])
@@ -124,6 +136,8 @@ def test_no_render_lets_untrusted_text_through(tokens: list[Token], text: str, w
     views: list[RenderableType] = [answer_view(tokens, COLOUR, width), tokens_table(tokens, COLOUR), anchors_table(anchors, COLOUR),
                                    training_panel(anchors, steps, result, COLOUR, width=width), comparison(rerun, COLOUR),
                                    scorecard_table(Scorecard(0.0, checks, checks, None), 1, COLOUR), sentence(Scorecard(), [rerun])]
+    tree = [Node(0, None, completion), Node(1, 0, completion, Correction("replace", 0, text, tuple(item.id for item in tokens), ()))]
+    views += [tree_view(tree, 1, lambda node: text, COLOUR, width), cases_view([Case(text, (1,), (2,), tuple(anchors), text)], COLOUR, width)]
     views += [alternatives_table(item, item.alternatives, COLOUR) for item in tokens[:2]]
     for theme_colour in (True, False):
         shown = rendered(Group(*views), width, colour=theme_colour)
@@ -156,7 +170,7 @@ def test_wrap_breaks_at_words_not_inside_them_and_not_before_punctuation() -> No
 
 
 def test_tokens_of_one_character_are_one_group() -> None:
-    tokens = [token("a"), token(""), token(""), token("豆"), token("b"), token("")]
+    tokens = [token("a"), token("", partial=True), token("", partial=True), token("豆"), token("b"), token("")]
     assert groups(tokens) == [(0, 0), (1, 3), (1, 3), (1, 3), (4, 4), (5, 5)]
     assert "".join(chunk.text for chunk in wrap(tokens, 40)[0]) == "a豆b∅"
     assert groups([token(""), token("<|end|>", special=True), token("x")]) == [(0, 0), (1, 1), (2, 2)]

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from lawf_repl import store
 from lawf_repl.config import Settings
+from lawf_repl.corrections import departure
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError
-from lawf_repl.session import Session, departure, open_session
+from lawf_repl.session import Session, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 

@@ -411,7 +411,7 @@ COMPLETION = st.builds(records.Completion, ID_TUPLE, st.lists(TOKEN, max_size=3)
 CORRECTION = st.builds(records.Correction, st.sampled_from(["replace", "delete", "end", "go_on"]), IDS, TEXT, ID_TUPLE, ID_TUPLE)
 ANCHOR = st.builds(records.Anchor, IDS, IDS, IDS, TEXT, TEXT, NUMBER, NUMBER)
 CASE = st.builds(records.Case, TEXT, ID_TUPLE, ID_TUPLE, st.lists(ANCHOR, max_size=2).map(tuple))
-NODE = st.builds(records.Node, IDS, st.none() | IDS, COMPLETION, st.none() | CORRECTION, st.frozensets(IDS, max_size=3))
+NODE = st.builds(records.Node, IDS, st.none() | IDS, COMPLETION, st.none() | CORRECTION, fix_positions=st.frozensets(IDS, max_size=3))
 STEP = st.builds(records.TrainStep, IDS, NUMBER, st.lists(NUMBER, max_size=2).map(tuple), st.none() | NUMBER, NUMBER, st.booleans())
 RESULT = st.builds(records.TrainingResult, IDS, NUMBER, st.sampled_from(["converged", "plateau"]), NUMBER,
                    st.lists(NUMBER, max_size=2).map(tuple), NUMBER, ID_TUPLE)

@@ -78,19 +78,48 @@ def test_each_way_to_stop_has_its_name(adapter: Adapter, france: Case) -> None:
 
 
 def test_what_holds_is_kept_over_what_is_only_strong(adapter: Adapter, france: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lawf_repl.learn.train import _Loop
+    from lawf_repl.learn.train import _Loop, _Reading
 
-    seen = _Loop._fixed
+    seen = _Loop._read
     calls = 0
 
-    def never_at_first(self: _Loop, logprobs: torch.Tensor) -> bool:
+    def not_fixed_at_first(self: _Loop, logprobs: torch.Tensor) -> _Reading:
         nonlocal calls
         calls += 1
-        return calls > 35 and seen(self, logprobs)
+        reading = seen(self, logprobs)
+        return reading if calls > 35 else replace(reading, fixed=False)
 
-    monkeypatch.setattr(_Loop, "_fixed", never_at_first)
+    monkeypatch.setattr(_Loop, "_read", not_fixed_at_first)
     steps, result = run(adapter, [france])
     assert result.stop_reason == "converged" and steps[-1].fixed and result.scale < 1
+
+
+def test_a_weak_preference_lands_near_its_goal_and_leaves_the_others_their_proportions(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
+    position = france.anchors[0].position
+    ids = torch.tensor([[*france.prompt_ids, *france.completion_ids]])
+    with torch.no_grad(), adapter.off():
+        base = adapter.base(input_ids=ids).logits[0, len(france.prompt_ids) + position - 1].softmax(-1)
+    chosen = france.anchors[0].chosen_id
+    start = adapter.snapshot()
+    for confidence in (0.3, 0.6, 0.9):
+        adapter.restore(start)
+        weak = replace(france, anchors=(replace(france.anchors[0], confidence=confidence, p_ref=float(base[chosen])),))
+        _, result = run(adapter, [weak])
+        goal = weak.anchors[0].goal
+        assert result.stop_reason == "converged" and result.unreachable == ()
+        assert result.anchor_p[0] == pytest.approx(goal, rel=0.05)
+        with torch.no_grad():
+            tuned = adapter.base(input_ids=ids).logits[0, len(france.prompt_ids) + position - 1].softmax(-1)
+        others, before = tuned.clone(), base.clone()
+        others[chosen] = before[chosen] = 0
+        assert float((others / others.sum() - before / before.sum()).abs().sum()) / 2 < 0.12  # total variation
+
+
+@pytest.mark.parametrize("target_p", [0.6, 0.99])
+def test_the_target_probability_is_reached_and_not_much_more(adapter: Adapter, france: Case, target_p: float) -> None:
+    _, result = run(adapter, [france], replace(SETTINGS, target_p=target_p))
+    assert result.stop_reason == "converged"
+    assert target_p <= result.anchor_p[0] < target_p + (1 - target_p) / 2
 
 
 def test_a_second_training_of_a_loaded_adapter_starts_clean_and_is_not_shrunk(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
@@ -141,10 +170,9 @@ def test_a_saved_adapter_loads_bit_equal_and_through_peft_itself(tmp_path: Path)
 
 def test_only_linear_layers_of_the_upper_half_are_touched() -> None:
     model = make_tiny_model()
-    names, layers, pattern = find_targets(model, "upper")
-    assert names == sorted(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                            "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"])
-    assert (layers, pattern) == ([2, 3], "layers")
+    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    assert sorted(find_targets(model, "upper")) == sorted(f"model.layers.{number}.{part}" for number in (2, 3) for part in parts)
+    assert len(find_targets(model, "all")) == 28
     adapter = Adapter.fresh(model, SETTINGS, "tiny")
     touched = {name.split(".lora_")[0] for name in adapter.snapshot()}
     assert len(touched) == 14 and not any("lm_head" in name or "embed" in name or ".layers.1." in name for name in touched)
@@ -167,6 +195,17 @@ def test_contradicting_anchors_are_named_before_training(demo_engine: Engine, ad
         run(adapter, [france, other])
     with pytest.raises(TrainingError, match="nothing to train"):
         run(adapter, [replace(france, anchors=())])
+
+
+def test_a_conflict_is_found_across_prompts_of_different_length_and_with_what_is_kept() -> None:
+    def plain(prompt: tuple[int, ...], completion: tuple[int, ...], *positions: int) -> Case:
+        return Case(str(prompt), prompt, completion, tuple(Anchor(p, 9, completion[p], "nine", str(completion[p]), 1.0, 0.0) for p in positions))
+
+    first = plain((1, 2), (3, 4, 5), 1)
+    assert list(conflicts([first, plain((1, 2, 3), (6, 7), 0)])) == [("4", "6", "(1, 2, 3)")]   # two anchors behind 1 2 3
+    assert list(conflicts([first, plain((1, 2, 3), (9, 7), 1)])) == [("4", "nine", "(1, 2, 3)")]  # an anchor and what the other keeps
+    assert not list(conflicts([first, plain((1, 3), (3, 6), 1)]))           # other prompts: no context in common
+    assert not list(conflicts([first, plain((1, 2, 3), (4, 5, 6), 2)]))     # one goes on where the other ends
 
 
 def test_an_untrained_adapter_has_no_drift_and_a_wild_one_has(demo_engine: Engine, adapter: Adapter, demo_probe_set: Any) -> None:

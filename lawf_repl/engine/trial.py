@@ -55,7 +55,7 @@ def try_model(model: Any, ids: Sequence[int], name: str) -> CacheKind:
         can_place = "position_ids" in inspect.signature(model.forward).parameters
         for mode in dict.fromkeys((likely.mode, "recompute")):
             for chunks, positions in ((True, False), (True, True), (False, False), (False, True)):
-                kind = CacheKind(mode, chunks, positions)  # type: ignore[arg-type]  # of two literals mypy makes a str
+                kind = CacheKind(mode, chunks, positions)
                 if (can_place or not positions) and _holds(model, kind, text, whole, coarse):
                     return kind
     return CacheKind("none")

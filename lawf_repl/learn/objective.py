@@ -28,9 +28,14 @@ class Target:
 
     @property
     def anchor_goal(self) -> torch.Tensor:
-        """p of the chosen token under the target distribution (M,): c + (1 - c) * p_ref."""
+        """p of the chosen token under the target distribution (M,): c + (1 - c) * p_ref. Anchor.goal is the same."""
         p_ref = self.ref_logprobs[self.anchors, self.chosen].exp()
         return self.confidence + (1 - self.confidence) * p_ref
+
+    @property
+    def hard(self) -> torch.Tensor:
+        """Which anchors are to win outright (M,): the others have a goal that they may overshoot."""
+        return self.confidence == 1
 
 
 def make_target(ref_logprobs: torch.Tensor, lengths: Sequence[int], anchors: Sequence[Sequence[Anchor]], anchor_weight: float = 1.0) -> Target:

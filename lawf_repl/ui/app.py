@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from lawf_repl.errors import LawfError, NothingToFix
-from lawf_repl.records import Case, Node
+from lawf_repl.records import Case, Completion
 from lawf_repl.ui import commands, work
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.motion import least_sure
@@ -24,7 +24,7 @@ from lawf_repl.ui.render import anchors_table, answer_view
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
 from lawf_repl.ui.theme import Theme, theme_for
-from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, current_node
+from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
 
@@ -49,9 +49,9 @@ class Repl:
         self.model_name = model_name
         self.line: PromptSession[str] = PromptSession(history=open_history(os.environ), completer=commands.CommandCompleter(),
                                                       style=theme.prompt_toolkit(), complete_while_typing=not theme.plain)
-        self.accepted: Node | None = None
+        self.accepted: Completion | None = None
         self.accepted_case: Case | None = None  # accepted, and not told yet
-        self.shown: Node | None = None   # the answer that stands in the scrollback already
+        self.shown: Completion | None = None   # the answer that stands in the scrollback already
         self.anchor_count = 0
         self.told = False  # what the model's loading had to say, once
         self._own: dict[str, Callable[[SessionPort], None]] = {
@@ -116,7 +116,7 @@ class Repl:
         session = self.loader.session
         if session is None:
             return [("", f" loading {visible(self.model_name)} …  type already   / commands")]
-        adapter = "on" if session.adapter_on else "off" if session.has_adapter else "none"
+        adapter = adapter_word(session)
         anchors = f"{self.anchor_count} anchor{'' if self.anchor_count == 1 else 's'}"
         return [("", f" {visible(session.model_name)} · {session.device} · adapter {adapter} · {anchors}   / commands   Ctrl-D leaves")]
 
@@ -194,9 +194,17 @@ class Repl:
 
     def apply(self, session: SessionPort, action: Action) -> str:
         """Do one correction and stream what the model makes of it; what there is to say about it."""
+        if action.kind == "goto":
+            session.goto(action.position)
+            self._count(session)
+            return ""
         if action.kind in ("undo", "redo"):
+            left = session.node
             moved = session.undo() if action.kind == "undo" else session.redo()
             self._count(session)
+            training = left if action.kind == "undo" else session.node
+            if moved and training is not None and training.training is not None:
+                return f"the training is {'undone' if action.kind == 'undo' else 'back'}: adapter {adapter_word(session)}"
             return "" if moved else f"nothing to {action.kind}"
         before = current_node(session)
         work.correct(session, action, before, self.console, self.theme)
@@ -208,7 +216,7 @@ class Repl:
     def accept(self, session: SessionPort) -> None:
         """Keep the answer for training; what was accepted is printed when the answer view is left."""
         self.accepted_case = session.accept()
-        self.accepted = session.node
+        self.accepted = current_node(session).completion
         self._count(session)
 
     def _accept_here(self, session: SessionPort) -> None:
@@ -229,11 +237,16 @@ class Repl:
             self.console.print()
             prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
             self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, another prompt adds a case")
+            if sampled := session.sampled():
+                self.say(f"{sampled} sampled token{'' if sampled == 1 else 's'} of it: not the model's first choice and no anchor, "
+                         "so greedy generation will not give the same text")
+            for conflict in session.conflicts():
+                self.say(conflict, "bad")
         self.accepted_case = None
 
     def train(self, session: SessionPort, from_view: bool = False) -> None:
         """Train and show before and after; what stands in the view, or is the only answer, is accepted first."""
-        if (from_view or not session.cases) and session.node is not self.accepted and session.anchors():
+        if (from_view or not session.cases) and not self._is_accepted(session) and session.anchors():
             self.accept(session)
         self._print_answer(session)
         self._print_accepted(session)
@@ -242,8 +255,8 @@ class Repl:
 
     def _print_answer(self, session: SessionPort) -> None:
         """The answer into the scrollback, once for each state of it."""
-        if session.node is not None and session.node is not self.shown:
-            self.shown = session.node
+        if session.node is not None and session.node.completion is not self.shown:
+            self.shown = session.node.completion
             tokens = session.node.completion.tokens
             self.console.print(answer_view(tokens, self.theme, self.console.width, fixed=session.node.fix_positions))
             self.console.print()
@@ -256,8 +269,11 @@ class Repl:
         start = cursor if node.correction is None else node.correction.position
         return least_sure(node.completion.tokens, start, node.fix_positions)
 
+    def _is_accepted(self, session: SessionPort) -> bool:
+        return session.node is not None and session.node.completion is self.accepted
+
     def _count(self, session: SessionPort) -> None:
-        open_anchors = session.anchors() if session.node is not None and session.node is not self.accepted else ()
+        open_anchors = () if self._is_accepted(session) else session.anchors()
         self.anchor_count = sum(len(case.anchors) for case in session.cases) + len(open_anchors)
 
     def _command(self, session: SessionPort, name: str, argument: str) -> None:

@@ -64,6 +64,8 @@ def token_label(text: str, special: bool = False) -> str:
 
 def piece(token: Token) -> str:
     """One token inside the answer: whitespace tokens visible, a space before a word left as it is, newlines shown and kept."""
+    if token.partial:
+        return ""  # the token that completes the character shows it
     if token.special or not token.text:
         return token_label(token.text, token.special)
     text = visible(token.text, newlines=True).replace("\n", "↵\n")

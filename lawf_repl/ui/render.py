@@ -180,12 +180,16 @@ def _anchor_bars(anchors: Sequence[Anchor], values: Sequence[float], theme: Them
     """The least reached anchors, each with its bar."""
     table = Table.grid(padding=(0, 2, 0, 0))
     pairs = sorted(zip(anchors, values, strict=False), key=lambda pair: pair[1])
+    figures = {id(anchor): percent(p) if anchor.confidence == 1 else f"{percent(p)} of {percent(anchor.goal).strip()}" for anchor, p in pairs}
+    longest = max((len(figure) for figure in figures.values()), default=0)
+    label = max(6, (width - 28 - longest) // 2)
+    length = max(8, min(20, width - 9 - 2 * label - longest))
     for anchor, p in sorted(pairs[:SHOWN_ANCHORS], key=lambda pair: anchors.index(pair[0])):
-        label = max(6, (width - 34) // 2)
-        reached = target_p is not None and p >= target_p
+        reached = target_p is not None and p >= target_p * anchor.goal
         table.add_row(Text(shorten(token_label(anchor.rejected), label)), Text("→", theme.rich("quiet")),
                       Text(shorten(token_label(anchor.chosen), label), theme.rich("title")),
-                      Text(bar(p, 20), theme.rich("good" if reached else "bar")), Text(percent(p)))
+                      Text(bar(p, length), theme.rich("good" if reached else "bar")),
+                      Text(figures[id(anchor)]))
     if len(pairs) > SHOWN_ANCHORS:
         more = f"and {len(pairs) - SHOWN_ANCHORS} more"
         table.add_row(Text(more, theme.rich("quiet")), "", "", Text(f"all at {percent(pairs[SHOWN_ANCHORS][1]).strip()} or above"), "")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from rich.console import RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from lawf_repl.errors import UsageError
@@ -16,8 +17,19 @@ from lawf_repl.ui.layout import visible
 from lawf_repl.ui.port import Action, SessionPort
 from lawf_repl.ui.render import alternative_rows, alternatives_table, anchors_table, tokens_table
 from lawf_repl.ui.theme import Theme
+from lawf_repl.ui.tree import cases_view, tree_view
 
 ASKED_ALTERNATIVES = 20
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A text that is laid out for the width it is shown in."""
+
+    make: Callable[[int], Text]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.make(options.max_width)
 
 
 def current_node(session: SessionPort, position: int = 0) -> Node:
@@ -73,9 +85,17 @@ def _append(session: SessionPort, argument: str) -> Action:
     return Action("go_on", len(tokens) - ended, text=argument if not tokens or argument[0].isspace() else f" {argument}")
 
 
+def _goto(session: SessionPort, argument: str) -> Action:
+    current_node(session)
+    if not argument.strip().isdecimal():
+        raise UsageError(f"expected /goto NUMBER, found {argument!a}; /tree shows the numbers")
+    return Action("goto", int(argument))
+
+
 CORRECTIONS: dict[str, Callable[[SessionPort, str], Action]] = {
     "fix": _fix, "pick": _pick, "delete": _delete, "end": _end, "append": _append,
     "undo": lambda session, argument: Action("undo"), "redo": lambda session, argument: Action("redo"),
+    "goto": _goto,
 }
 
 
@@ -92,6 +112,22 @@ def _alternatives(session: SessionPort, argument: str, theme: Theme) -> Renderab
 def _anchors(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     current_node(session)
     return anchors_table(session.anchors(), theme)
+
+
+def _tree(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    current_node(session)
+    here = session.node.id if session.node else None
+    return Wide(lambda width: tree_view(session.nodes, here, session.prompt_of, theme, width))
+
+
+def _cases(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    verb, _, number = argument.strip().partition(" ")
+    if verb == "drop" and number.strip().isdecimal():
+        case = session.forget(int(number) - 1)
+        return _quiet(f"not trained any more: {case.prompt}", theme)
+    if argument.strip():
+        raise UsageError(f"expected /cases {commands.find('cases').arguments}, found {argument!a}")
+    return Wide(lambda width: cases_view(session.cases, theme, width))
 
 
 def _need(argument: str, name: str) -> str:
@@ -150,8 +186,12 @@ def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
 
 
 def _model(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
-    adapter = "on" if session.adapter_on else "off" if session.has_adapter else "none"
-    return Text(visible(f"{session.model_name} on {session.device} in {session.dtype}, adapter {adapter}"))
+    return Text(visible(f"{session.model_name} on {session.device} in {session.dtype}, adapter {adapter_word(session)}"))
+
+
+def adapter_word(session: SessionPort) -> str:
+    """on, off, or none."""
+    return "on" if session.adapter_on else "off" if session.has_adapter else "none"
 
 
 def _quiet(text: str, theme: Theme) -> Text:
@@ -159,6 +199,7 @@ def _quiet(text: str, theme: Theme) -> Text:
 
 
 REPORTS: dict[str, Callable[[SessionPort, str, Theme], RenderableType]] = {
-    "tokens": _tokens, "alternatives": _alternatives, "anchors": _anchors, "paraphrase": _paraphrase, "neighbour": _neighbour,
+    "tokens": _tokens, "tree": _tree, "cases": _cases, "alternatives": _alternatives, "anchors": _anchors,
+    "paraphrase": _paraphrase, "neighbour": _neighbour,
     "confidence": _confidence, "adapter": _adapter, "save": _save, "system": _system, "set": _set, "model": _model,
 }

@@ -14,12 +14,12 @@ from rich.text import Text
 from lawf_repl.errors import UsageError
 from lawf_repl.records import Node, Token, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
-from lawf_repl.ui.layout import piece, token_label
-from lawf_repl.ui.motion import starts_word
+from lawf_repl.ui.layout import piece
 from lawf_repl.ui.port import Action, SessionPort, Stop
-from lawf_repl.ui.render import answer_view, shorten, training_panel
+from lawf_repl.ui.render import answer_view, training_panel
 from lawf_repl.ui.terminal import Interruptible
 from lawf_repl.ui.theme import Theme
+from lawf_repl.ui.tree import correction_text, reuse_text
 
 REDRAW_SECONDS = 0.08
 SAY_SECONDS = 2.0  # between two lines of a training where nothing may move
@@ -75,24 +75,9 @@ def correct(session: SessionPort, action: Action, before: Node, console: Console
 
 
 def correction_line(before: Node, after: Node, theme: Theme) -> Text:
-    """What a correction did, in one line for the scrollback."""
-    correction = after.correction
+    """What a correction did and what it cost, in one line for the scrollback."""
     line = Text("  ✎ ", theme.rich("accent"), no_wrap=True, overflow="ellipsis")
-    if correction is None:
-        return line.append("back at the first answer")
-    start, new_tokens, old_tokens = correction.position, after.completion.tokens, before.completion.tokens
-    stop = start + 1
-    while stop < len(old_tokens) and not starts_word(old_tokens, stop) and old_tokens[stop].text[:1].isalnum():
-        stop += 1  # the rest of the word that was wrong
-    old = "".join(token_label(token.text, token.special) for token in old_tokens[start:stop] if token.text)
-    new = "".join(token_label(token.text, token.special) for token in new_tokens[start:start + len(correction.ids)] if token.text)
-    line.append(f"at {start}  ", theme.rich("quiet"))
-    if correction.kind == "delete":
-        return line.append("deleted ").append(shorten(old, 30), theme.rich("before"))
-    if correction.kind == "end":
-        return line.append("ends here")
-    line.append(shorten(old or "∅", 30), theme.rich("before")).append(" → ", theme.rich("quiet"))
-    return line.append(shorten(new, 30), theme.rich("after"))
+    return line.append(correction_text(before, after, theme)).append(f"   {reuse_text(after.completion.timing)}", theme.rich("quiet"))
 
 
 def train(session: SessionPort, console: Console, theme: Theme) -> bool:

@@ -16,6 +16,7 @@ from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.render import anchors_table, answer_view, training_panel
 from lawf_repl.ui.theme import Theme, theme_for
+from lawf_repl.ui.tree import reuse_text
 from lawf_repl.verbs.inputs import is_terminal
 
 WIDTH = 80  # where no terminal says otherwise
@@ -54,7 +55,7 @@ class Story:
         text = Text(f"  token {act.position}: {names[act.kind]}", self.theme.rich("quiet"))
         if act.text and removed is None:
             text.append("  ").append(token_label(act.text), self.theme.rich("good"))
-        self.console.print(text)
+        self.console.print(text.append(f"   {reuse_text(node.completion.timing)}", self.theme.rich("quiet")))
 
     def anchors(self, anchors: Sequence[Anchor]) -> None:
         self.console.print(anchors_table(anchors, self.theme))

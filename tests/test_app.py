@@ -82,8 +82,8 @@ def test_plain_needs_no_cursor(pipe: PipeInput) -> None:
 
 
 def test_every_command_can_be_called_at_any_time(pipe: PipeInput) -> None:
-    lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo|/tree|/goto|/goto 0|/goto 99|/cases
-        |/cases drop 9|/cases x|/anchors|/accept
+    lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo
+        |/tree|/goto|/goto 0|/goto 99|/cases|/cases drop 9|/cases x|/anchors|/accept
         |/train|/compare|/paraphrase|/paraphrase p|/neighbour n|/confidence 0.5|/confidence x|/adapter|/adapter on|/adapter off
         |/adapter reset|/adapter save d|/save|/system be brief|/system|/set|/set a b|/set a|/model|/t|/nothing|//usr|/fix 99 x
         |/alternatives 99|/delete 0 x|/pick 0 77|/anchors|/accept""".split("|")

@@ -148,7 +148,6 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     (["answer", "x", "--bogus"], "unrecognized arguments: --bogus"),
     (["answer", "x", "--config", "nowhere.toml"], "nowhere.toml"),
     (["answer", "x", "--adapter", "nowhere"], "no adapter at nowhere"),
-    (["answer", "x", "--quantize", "4bit"], "bitsandbytes"),
     (["fix", "x"], "one of the arguments --fix --want is required"),
     (["fix", AUSTRALIA, "--json", "--fix", "Perth=>Canberra"], "'Perth' does not stand in the answer"),
     (["fix", AUSTRALIA, "--fix", "Perth"], "found no =>"),

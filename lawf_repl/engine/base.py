@@ -141,6 +141,13 @@ class Engine:
             found = next((id_ for id_ in behind if id_ in self.end_ids), None)
             if found is not None:
                 return int(found)
+            closing = next((id_ for id_ in behind if self.tokenizer.is_special(id_)), None)
+            if closing is not None and not self.end_ids:
+                self.end_ids = frozenset({int(closing)})  # nothing else names one
+                return int(closing)
+            if closing is not None:
+                self.notes.append(f"the chat template of {self.name} closes an answer with {self.tokenizer.decode([closing])}, which the model does "
+                                  "not name as an end of turn: it is an ordinary special token here")
         return own if own is not None else min(self.end_ids, default=None)
 
 
@@ -185,8 +192,9 @@ def quiet() -> None:
     """Keep the libraries' own bars and warnings off the user's screen."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would write into the prompt
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)(\.|$)")
+    for name in ("huggingface_hub", "bitsandbytes"):  # their retries and casts would write into the prompt
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch|bitsandbytes)(\.|$)")
 
 
 def check_folder(folder: Path) -> None:
@@ -235,7 +243,7 @@ def placement(settings: Settings) -> dict[str, Any]:
         if not is_bitsandbytes_available():
             raise ModelError(f"--quantize {settings.quantize} needs bitsandbytes, which is not installed: pip install 'lawf-repl[quantize]'")
         out["quantization_config"] = transformers.BitsAndBytesConfig(**{f"load_in_{settings.quantize}": True})
-        out.setdefault("device_map", "auto")
+        out.setdefault("device_map", "auto" if settings.device == "auto" else {"": settings.device})
     return out
 
 

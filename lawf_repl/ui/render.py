@@ -182,7 +182,7 @@ def _anchor_bars(anchors: Sequence[Anchor], values: Sequence[float], theme: Them
     pairs = sorted(zip(anchors, values, strict=False), key=lambda pair: pair[1])
     figures = {id(anchor): percent(p) if anchor.confidence == 1 else f"{percent(p)} of {percent(anchor.goal).strip()}" for anchor, p in pairs}
     longest = max((len(figure) for figure in figures.values()), default=0)
-    label = max(6, (width - 28 - longest) // 2)
+    label = max(6, (width - 29 - longest) // 2)
     length = max(8, min(20, width - 9 - 2 * label - longest))
     for anchor, p in sorted(pairs[:SHOWN_ANCHORS], key=lambda pair: anchors.index(pair[0])):
         reached = target_p is not None and p >= target_p * anchor.goal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,10 @@ from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.measure.probes import ProbeSet, demo_probes
 from lawf_repl.session import Session
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: the threads of one would only wait for those of another
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+    torch.set_num_threads(1)
 
 
 def make_byte_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:

@@ -13,6 +13,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.engine.trial import try_model
 from lawf_repl.errors import ModelError
 from lawf_repl.learn.adapter import Adapter, find_targets
 from lawf_repl.learn.batch import completion_logits, make_batch
@@ -65,6 +66,14 @@ def test_the_trial_finds_how_the_cache_can_be_used(engine: Engine) -> None:
     assert engine.cache_kind.chunks == (engine.name not in STEPWISE)
     assert engine.cache_kind.positions == (engine.name == "bamba")
     assert [note for note in engine.notes if "recurrent layers" in note or "no cache" in note] == ([] if mode == "cut" else engine.notes[-1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", sorted(SERVED))
+def test_the_trial_finds_the_same_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    kind = try_model(SERVED[name]().to(dtype), range(5, 200, 6), name)
+    mode = "none" if name in WITHOUT_CACHE else "snapshot" if name in SNAPSHOTS else "cut"
+    assert (kind.mode, kind.chunks, kind.positions) == (mode, name not in STEPWISE, name == "bamba")
 
 
 def test_generating_gives_what_full_forwards_give(engine: Engine) -> None:

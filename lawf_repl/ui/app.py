@@ -195,9 +195,10 @@ class Repl:
     def apply(self, session: SessionPort, action: Action) -> str:
         """Do one correction and stream what the model makes of it; what there is to say about it."""
         if action.kind == "goto":
+            adapter = adapter_word(session)
             session.goto(action.position)
             self._count(session)
-            return ""
+            return "" if adapter_word(session) == adapter else f"as it was then: adapter {adapter_word(session)}"
         if action.kind in ("undo", "redo"):
             left = session.node
             moved = session.undo() if action.kind == "undo" else session.redo()
@@ -281,10 +282,10 @@ class Repl:
         if name in self._own:
             self._own[name](session)
         elif name in CORRECTIONS:
-            note = self.apply(session, CORRECTIONS[name](session, argument))
-            if note:
+            action, before = CORRECTIONS[name](session, argument), session.node
+            if note := self.apply(session, action):
                 self.say(note)
-            else:
+            if action.kind == "goto" or session.node is not before:
                 self.edit(session)
         else:
             self.show(REPORTS[name](session, argument, self.theme))

@@ -59,6 +59,12 @@ class _Version:
     loaded: str | None             # the folder it was loaded from, whose structure it has; None if it was made here
     settings: Settings             # rank and layers of one made here
     training: TrainingResult | None
+    before: int | None = None      # the number of the one that stood when this one was trained
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """What has to be equal for the weights of one to fit into another."""
+        return (self.loaded,) if self.loaded else (self.settings.rank, self.settings.layers)
 
 
 def never() -> bool:
@@ -88,9 +94,11 @@ class Session:
         self._adapter: Adapter | None = None
         self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
         self._version = 0                                                      # the one in place
+        self._structure: tuple[object, ...] = ()                               # of the adapter in place
         if settings.adapter:
             self._adapter = Adapter.load(engine.model, settings.adapter)
-            self._versions = [_Version(self._adapter.snapshot(), settings.adapter, settings, None)]
+            loaded = _Version(self._adapter.snapshot(), settings.adapter, settings, None)
+            self._versions, self._structure = [loaded], loaded.structure
 
     # -- what the front shows ----------------------------------------------------------------------------------------
 
@@ -346,6 +354,7 @@ class Session:
             if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
                 self._remove_adapter()
                 self._adapter = Adapter.fresh(self.engine.model, self.settings, self.engine.name)
+                self._structure = ()  # until it is trained it is none of the versions
             self._adapter.switch(True)
             result = yield from train(self._adapter, self.cases, self.probes.replay, self.settings, stop)
         finally:
@@ -354,8 +363,9 @@ class Session:
                 self._install(self._version)
         before = self._versions[self._version]
         loaded = before.loaded if before is not None and self._adapter.from_file else None
-        self._versions.append(_Version(self._adapter.snapshot(), loaded, self.settings, result))
-        self._version, self.training = len(self._versions) - 1, result
+        version = _Version(self._adapter.snapshot(), loaded, self.settings, result, self._version)
+        self._versions.append(version)
+        self._version, self._structure, self.training = len(self._versions) - 1, version.structure, result
         parent = self.node
         if parent is not None:
             self._add(Node(len(self.nodes), parent.id, parent.completion, None, result, self._version, self.settings.confidence,
@@ -366,8 +376,8 @@ class Session:
         """Go back to the adapter before the last training, or to none."""
         if self.node is not None and self.node.training is not None and self.node.adapter == self._version:
             self.undo()
-        elif self._version:
-            self._install(self._version - 1)
+        elif (version := self._versions[self._version]) is not None and version.before is not None:
+            self._install(version.before)
         self._record("note", text="the last training was discarded")
 
     def switch_adapter(self, on: bool) -> None:
@@ -381,20 +391,29 @@ class Session:
         """Take the adapter out: the model is the base again. The tree still has the adapter."""
         if self._adapter is not None:
             self._record("note", text="the adapter was taken out")
-            self._versions.append(None)
-            self._install(len(self._versions) - 1)
+            self._install(self._nothing())
 
     def _install(self, number: int) -> None:
-        """Put one of the session's adapters in place, switched on, or none."""
-        version = self._versions[number]
-        self._remove_adapter()
-        if version is not None:
+        """Put one of the session's adapters in place, switched on, or none. Raises ModelError where its folder is no longer there."""
+        version, standing = self._versions[number], self._structure
+        self.decoder.drop_cache()
+        if version is None or self._adapter is None or standing != version.structure:
+            self._remove_adapter()
+        if version is not None and self._adapter is None:
+            self._version = self._nothing()  # true until what comes is in place
             self._adapter = Adapter.load(self.engine.model, version.loaded) if version.loaded \
                 else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
+        if version is not None and self._adapter is not None:
             self._adapter.restore(version.weights)
             self._adapter.switch(True)
+            self._structure = version.structure
         self._version, self.training = number, version.training if version else None
-        self.decoder.drop_cache()
+
+    def _nothing(self) -> int:
+        """The number of a version without an adapter."""
+        if None not in self._versions:
+            self._versions.append(None)
+        return self._versions.index(None)
 
     def _remove_adapter(self) -> None:
         if self._adapter is not None:

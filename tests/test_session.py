@@ -17,7 +17,7 @@ from lawf_repl.config import Settings
 from lawf_repl.corrections import departure
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
-from lawf_repl.errors import FixError, LawfError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError
+from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError
 from lawf_repl.session import Session, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -480,6 +480,38 @@ def test_an_adapter_from_a_folder_is_what_undoing_a_training_goes_back_to(demo_e
         session.reset_adapter()
 
 
+def test_a_training_is_discarded_after_another_prompt_too_and_a_vanished_adapter_leaves_a_session_that_works(
+        demo_engine: Engine, tmp_path: Path) -> None:
+    session = Session(demo_engine, Settings())
+    run(session.ask(AUSTRALIA))
+    run(session.want(RIGHT))
+    session.accept()
+    run(session.train())
+    session.reset_adapter()
+    run(session.train())
+    run(session.ask("What is the capital of France?"))
+    session.discard_training()
+    assert not session.has_adapter  # that is what stood before the second training, not the first one's
+    session.goto(2)
+    session.save_adapter(str(tmp_path / "a"))
+    session.reset_adapter()
+    session = Session(demo_engine, replace(Settings(), adapter=str(tmp_path / "a")))
+    try:
+        run(session.ask(AUSTRALIA))
+        session.reset_adapter()
+        (tmp_path / "a").rename(tmp_path / "b")
+        run(session.ask(AUSTRALIA))
+        with pytest.raises(ModelError, match="no adapter at"):
+            session.goto(0)
+        assert not session.has_adapter and session.node.id == 1  # type: ignore[union-attr]
+        run(session.want(RIGHT))
+        (tmp_path / "b").rename(tmp_path / "a")
+        session.goto(0)
+        assert session.adapter_on and text_of(session) == RIGHT
+    finally:
+        session.reset_adapter()
+
+
 def test_each_correction_has_the_confidence_that_was_set_when_it_was_made(asked: Session) -> None:
     run(asked.fix("The", "In"))
     one = asked.anchors()
@@ -497,6 +529,29 @@ def test_a_lower_target_leaves_fewer_tokens_to_train(asked: Session) -> None:
     sure = {anchor.position for anchor in asked.anchors()}
     asked.set_setting("target_p", "0.999999")
     assert sure < {anchor.position for anchor in asked.anchors()} <= asked.node.fix_positions  # type: ignore[union-attr]
+
+
+def test_what_the_adapted_model_went_on_with_is_anchored_where_the_base_would_not(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    chosen = {anchor.chosen for anchor in asked.accept().anchors}
+    run(asked.train())
+    run(asked.ask("Name the capital of Australia."))  # follows the correction, which no fix of this answer does
+    assert text_of(asked) == RIGHT and asked.node.fix_positions == frozenset()  # type: ignore[union-attr]
+    run(asked.go_on(" Yes"))
+    node = asked.node
+    assert node is not None
+    anchors = asked.anchors()
+    asked.switch_adapter(False)
+    base = asked.decoder.tokens(node.completion.prompt_ids, node.completion.ids)
+    assert asked.anchors() == anchors  # they hang on what was generated, not on the switch
+    departs = {i for i, token in enumerate(base) if token.rank > 0}
+    at = {anchor.position for anchor in anchors}
+    assert departs <= at <= node.fix_positions | node.adapted_positions
+    assert chosen <= {anchor.chosen for anchor in anchors} and at & node.adapted_positions and at & node.fix_positions
+    assert [anchor.p_ref for anchor in anchors] == pytest.approx([base[anchor.position].p for anchor in anchors], rel=1e-3)
+    asked.accept()
+    run(asked.train())
+    assert [rerun.fixed for rerun in asked.rerun()] == [True, True]
 
 
 def test_sampling_under_an_adapter_makes_no_anchor_of_what_was_only_sampled(asked: Session) -> None:

@@ -24,6 +24,7 @@ from lawf_repl.ui.render import anchors_table, answer_view
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
 from lawf_repl.ui.theme import Theme, theme_for
+from lawf_repl.ui.tree import sampled_text
 from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
@@ -239,8 +240,7 @@ class Repl:
             prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
             self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, another prompt adds a case")
             if sampled := session.sampled():
-                self.say(f"{sampled} sampled token{'' if sampled == 1 else 's'} of it: not the model's first choice and no anchor, "
-                         "so greedy generation will not give the same text")
+                self.say(sampled_text(sampled))
             for conflict in session.conflicts():
                 self.say(conflict, "bad")
         self.accepted_case = None

@@ -48,6 +48,12 @@ def reuse_text(timing: Timing) -> str:
             "new": f"{reuse.read} tokens read in {time}"}[reuse.how]
 
 
+def sampled_text(count: int) -> str:
+    """What it means that `count` accepted tokens are neither the model's choice nor anchors."""
+    return (f"{count} sampled token{'' if count == 1 else 's'} of the accepted answer: not the model's first choice and no anchor, "
+            "so greedy generation will not give the same text")
+
+
 def tree_view(nodes: Sequence[Node], here: int | None, prompt_of: Callable[[Node], str], theme: Theme, width: int) -> Text:
     """Every prompt with its answers below it, one line a node; a line of descent stays in its column until it branches."""
     children: dict[int | None, list[Node]] = defaultdict(list)

@@ -16,6 +16,7 @@ from lawf_repl.errors import NothingToFix, UsageError
 from lawf_repl.measure.probes import demo_probes
 from lawf_repl.records import Anchor, Check, Message, Node, Rerun, Scorecard, Token, TrainingResult
 from lawf_repl.session import Session, never, open_session, refuse_existing
+from lawf_repl.ui.tree import sampled_text
 from lawf_repl.verbs.inputs import interruptible, print_json, read_prompt
 from lawf_repl.verbs.story import Story
 
@@ -119,6 +120,8 @@ def carry_out(session: Session, job: Job, story: Story | None, stop: Stop) -> Ou
     except NothingToFix:
         print(f"lawf: {reason}", file=sys.stderr)
         return replace(outcome, fixed=outcome.accepted == before.text, completion_tokens=len(session.node.completion.tokens))
+    if sampled := session.sampled():
+        print(f"lawf: {sampled_text(sampled)}", file=sys.stderr)
     if story:
         tell_corrections(session, story)
     outcome.anchors, outcome.completion_tokens = case.anchors, len(case.completion_ids)

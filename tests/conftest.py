@@ -22,6 +22,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: the threads 
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The one test that takes minutes goes first, so that the other worker has the rest."""
+    items.sort(key=lambda item: "every_planted_mistake" not in item.name)
+
+
 def make_byte_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
     """A token for each byte and three marks; every character beyond ASCII is several tokens."""
     vocabulary = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}

@@ -180,6 +180,8 @@ def correct(session: Session, kind: str, data: st.DataObject) -> str:
     before = "".join(token.text for token in answer.tokens[:group_start(answer.tokens, position)])
     if kind == "replace":
         typed = data.draw(TYPED)
+        if data.draw(st.booleans()):
+            typed = and_on(session, position, typed)
         list(session.replace(position, typed))
         return before + typed
     if kind == "go_on":
@@ -204,6 +206,14 @@ def correct(session: Session, kind: str, data: st.DataObject) -> str:
     return answer.text[:answer.text.find(old)] + new
 
 
+def and_on(session: Session, position: int, typed: str) -> str:
+    """`typed` and what the model would say next: a fix with a token that is the base's choice, but often not a sure one."""
+    position, kept = corrections.kept(current(session).completion, position)
+    more = session.decoder.alternatives([*kept, *(token.id for token in session.preview(position, typed))], 1)[0]
+    special = session.engine.tokenizer.is_special(more.id)
+    return typed if special or "\ufffd" in more.text else typed + more.text
+
+
 def check(session: Session, before: Node, shown: str) -> None:
     engine, node = session.engine, current(session)
     answer, act = node.completion, node.correction
@@ -212,6 +222,7 @@ def check(session: Session, before: Node, shown: str) -> None:
     # what is kept is kept, id for id, and what was put there is there
     assert ids[:act.position] == old[:act.position] and ids[act.position:act.position + len(act.ids)] == act.ids
     assert act.removed_ids == old[act.position:]
+    assert act.removed_ids[:1] != act.ids[:1]  # what stood there already is kept as it was generated
     # prefix and fix decode to what the user saw and typed; every token shows its part of the text
     decode = engine.tokenizer.decode
     behind = decode([*prompt, *ids])

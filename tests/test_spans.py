@@ -18,7 +18,7 @@ from lawf_repl.spans import TextStream, encode_behind, first_word, group_start, 
 from tests.tokenizer_zoo import LOSSY, ZOO, load_real_qwen2
 
 EXAMPLES = ["The capital is Canberra.", "我是豆包，你的助手。", "a\r\n\n\tb  c ", "👩‍👩‍👧 e\u0301té é", "<|im_end|> </s> <eos> <0x0A>",
-            "豆豆豆豆豆", "'s n't a .",
+            "</s>", "<unk>", "豆豆豆豆豆", "'s n't a .",
             "שלום abc", "x" * 40, "\x00\x1b[31m", "\ufffd", " ", "   ", "\n\n\n", "▁", " ▁a"]
 PREFIXES = ("The capital of Australia is", "我是", "a", "\n\n", "[1, ", "豆豆豆豆", "<s")
 

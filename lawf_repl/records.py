@@ -156,7 +156,8 @@ class Node:
     completion: Completion
     correction: Correction | None = None             # what led here; None for a first answer and for a training
     training: TrainingResult | None = None           # what led here, if it was a training: the answer is the parent's
-    adapter: int = 0                                 # which of the session's adapters stands here; 0 is what it began with
+    adapter: int = 0                                 # which of the session's adapters stood then; 0 is what it began with
+    adapter_on: bool = False                         # whether it was on
     confidence: float = 1.0                          # c of the anchors that this node's fix and continuation make
     fix_positions: frozenset[int] = frozenset()      # positions that fixes have set so far, still part of the answer
     adapted_positions: frozenset[int] = frozenset()  # positions that the adapted model generated

@@ -7,7 +7,7 @@ cases are trained into one adapter. Whatever happens is also an event, written t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from lawf_repl import corrections, store
 from lawf_repl.config import Settings, with_setting
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
-from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError
+from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError
 from lawf_repl.learn.adapter import Adapter, Weights, find_targets
 from lawf_repl.learn.train import check_cases, conflict_text, conflicts, train
 from lawf_repl.measure.probes import ProbeSet
@@ -42,6 +42,13 @@ from lawf_repl.spans import encode_behind, first_word, lead_of
 Stop = Callable[[], bool]
 
 
+AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
+                      "template_args", "json", "plain"})
+
+
+RECIPE = ("rank", "layers", "learning_rate", "seed", "target_p", "replay_batch", "max_steps", "max_seconds")  # what a training hangs on
+
+
 @dataclass(frozen=True)
 class _Question:
     """What was asked: a root of the tree."""
@@ -59,7 +66,7 @@ class _Version:
     loaded: str | None             # the folder it was loaded from, whose structure it has; None if it was made here
     settings: Settings             # rank and layers of one made here
     training: TrainingResult | None
-    before: int | None = None      # the number of the one that stood when this one was trained
+    before: tuple[int, bool] = (0, False)  # the number of the one that stood when this one was trained, and whether it was on
 
     @property
     def structure(self) -> tuple[object, ...]:
@@ -79,6 +86,7 @@ class Session:
         self.engine, self.settings, self.file = engine, settings, file
         self.probes = probes or ProbeSet()
         self.decoder = Decoder(engine)
+        self._base = Decoder(engine)         # only ever used with the adapter off: its states stay those of the base
         self.node: Node | None = None
         self.nodes: list[Node] = []          # of all prompts; a first answer has no parent
         self.cases: tuple[Case, ...] = ()
@@ -89,6 +97,7 @@ class Session:
         self._question = _Question()
         self._questions: dict[int, _Question] = {}                             # by the id of the root
         self._redo: list[Node] = []
+        self._judged: dict[int, tuple[Completion, tuple[Token, ...]]] = {}     # what the base thinks of an answer, by id()
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
         self._case_messages: dict[tuple[int, ...], tuple[Message, ...]] = {}
         self._adapter: Adapter | None = None
@@ -99,6 +108,7 @@ class Session:
             self._adapter = Adapter.load(engine.model, settings.adapter)
             loaded = _Version(self._adapter.snapshot(), settings.adapter, settings, None)
             self._versions, self._structure = [loaded], loaded.structure
+            self._record("adapter", path=str(Path(settings.adapter).absolute()), sha256=store.directory_sha256(Path(settings.adapter)), loaded=True)
 
     # -- what the front shows ----------------------------------------------------------------------------------------
 
@@ -131,7 +141,9 @@ class Session:
         return self._question.messages[-1]["content"] if self._question.messages else ""
 
     def set_setting(self, name: str, value: str) -> None:
-        """Change a setting by its name; those of loading need a new start. Raises UsageError."""
+        """Change a setting by its name. Raises UsageError, also for one of loading, which would have no effect any more."""
+        if name.strip().replace("-", "_") in AT_START:
+            raise UsageError(f"{name.strip()} is read when lawf starts: leave, and start it with --{name.strip().replace('_', '-')}")
         self.settings = with_setting(self.settings, name, value)
 
     def set_system(self, text: str) -> None:
@@ -148,14 +160,15 @@ class Session:
             messages = tuple(prompt)
         ids = self.engine.prompt_ids(messages)
         self.decoder.limit(ids, self._sampling())  # refuses what does not fit
-        self._question = _Question(messages, ids, self._sampling())
-        self.node, self._redo = None, []
-        self._record("prompt", messages=list(messages), prompt_ids=list(ids))
-        return self._generate((), None, stop)
+        question = _Question(messages, ids, self._sampling())
+        self._record("prompt", messages=list(messages), prompt_ids=list(ids), sampling=store.to_json(question.sampling))
+        return self._generate((), None, stop, question)
 
     def lead(self, position: int) -> str:
         """The white space that a fix typed over the token at `position` starts with, until the user toggles it."""
         tokens = self._answer().tokens
+        while position < len(tokens) and tokens[position].partial:
+            position += 1  # the last token of a character shows it, with what stands before it
         return lead_of(tokens[position].text) if position < len(tokens) else ""
 
     def preview(self, position: int, text: str) -> tuple[Token, ...]:
@@ -233,6 +246,9 @@ class Session:
         if self.node is None or self.node.parent is None:
             return False
         left = self.node
+        if left.training is not None:
+            version = self._versions[left.adapter]
+            self._install(*(version.before if version else (self._nothing(), False)))
         self._move(self.nodes[self.node.parent])
         self._redo.append(left)
         return True
@@ -241,26 +257,31 @@ class Session:
         """Forward again to where the last undo came from; False where there is none."""
         if not self._redo:
             return False
-        self._move(self._redo.pop())
+        node = self._redo[-1]
+        if node.training is not None:
+            self._install(node.adapter)
+        self._move(node)
+        self._redo.pop()
         return True
 
     def goto(self, node: int) -> None:
-        """To any node of the tree, its prompt and its adapter included. Raises FixError for a number that is none."""
+        """To any node of the tree, with its prompt and the adapter as it was then. Raises FixError for a number that is none."""
         if not 0 <= node < len(self.nodes):
             there = f"give one from 0 to {len(self.nodes) - 1}" if self.nodes else "there is none yet, ask something first"
             raise FixError(f"there is no answer {node} in the tree: {there}")
+        target = self.nodes[node]
+        if (target.adapter, target.adapter_on) != (self._version, self.adapter_on):
+            self._install(target.adapter, target.adapter_on)
         self._redo = []
-        self._move(self.nodes[node])
+        self._move(target)
 
     def prompt_of(self, node: Node) -> str:
         """The question that a node of the tree answers."""
         return self._questions[self._root(node).id].messages[-1]["content"]
 
     def _move(self, node: Node) -> None:
-        if node.adapter != self._version:
-            self._install(node.adapter)
         self.node, self._question = node, self._questions[self._root(node).id]
-        self._record("undo", node=node.id)
+        self._record("undo", node=node.id, adapter=self._version, adapter_on=self.adapter_on)
 
     def _root(self, node: Node) -> Node:
         while node.parent is not None:
@@ -275,8 +296,7 @@ class Session:
             return ()
         tokens: Sequence[Token] = node.completion.tokens
         if node.adapted:
-            with self._switched(False):
-                tokens = self.decoder.tokens(node.completion.prompt_ids, node.completion.ids)
+            tokens = self._judge(node.completion)
         confidence = self._confidences(node)
         out = []
         for position, token in enumerate(tokens):
@@ -288,11 +308,20 @@ class Session:
                                   self.engine.token_text(token.id), confidence[position], token.p))
         return tuple(out)
 
+    def _judge(self, answer: Completion) -> tuple[Token, ...]:
+        """An answer's tokens with the statistics of the base, whatever model they are from."""
+        known = self._judged.get(id(answer))
+        if known is None or known[0] is not answer:
+            with self._adapter.off() if self._adapter is not None else nullcontext():
+                known = self._judged[id(answer)] = (answer, self._base.tokens(answer.prompt_ids, answer.ids))
+        return known[1]
+
     def sampled(self) -> int:
         """How many tokens of the answer neither the base would choose nor an anchor holds: sampling gave them, greedy generation will not."""
         answer = self._answer()
         anchors = {anchor.position for anchor in self.anchors()}
-        return sum(token.rank > 0 and i not in anchors for i, token in enumerate(answer.tokens))
+        tokens = self._judge(answer) if self.node is not None and self.node.adapted else answer.tokens
+        return sum(token.rank > 0 and i not in anchors for i, token in enumerate(tokens))
 
     def _confidences(self, node: Node) -> list[float]:
         """For each position the confidence that was set when its token came in."""
@@ -349,7 +378,7 @@ class Session:
         return self._train(stop)
 
     def _train(self, stop: Stop) -> Iterator[TrainStep]:
-        result = None
+        result, was = None, (self._version, self.adapter_on)
         try:
             if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
                 self._remove_adapter()
@@ -360,54 +389,69 @@ class Session:
         finally:
             self.decoder.drop_cache()
             if result is None:  # whatever ended it: what was there before is there again
-                self._install(self._version)
+                self._install(*was)
         before = self._versions[self._version]
         loaded = before.loaded if before is not None and self._adapter.from_file else None
-        version = _Version(self._adapter.snapshot(), loaded, self.settings, result, self._version)
+        version = _Version(self._adapter.snapshot(), loaded, self.settings, result, was)
         self._versions.append(version)
         self._version, self._structure, self.training = len(self._versions) - 1, version.structure, result
         parent = self.node
         if parent is not None:
-            self._add(Node(len(self.nodes), parent.id, parent.completion, None, result, self._version, self.settings.confidence,
+            self._add(Node(len(self.nodes), parent.id, parent.completion, None, result, self._version, True, self.settings.confidence,
                            parent.fix_positions, parent.adapted_positions, parent.adapted))
-        self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, **store.to_json(result))
+        recipe = {name: getattr(self.settings, name) for name in RECIPE}
+        self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, adapter=self._version,
+                     before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result))
 
     def discard_training(self) -> None:
         """Go back to the adapter before the last training, or to none."""
+        version = self._versions[self._version]
         if self.node is not None and self.node.training is not None and self.node.adapter == self._version:
             self.undo()
-        elif (version := self._versions[self._version]) is not None and version.before is not None:
-            self._install(version.before)
-        self._record("note", text="the last training was discarded")
+        elif version is not None and version.training is not None:
+            self._install(*version.before)
+        self._record("note", text="the last training was discarded", adapter=self._version, adapter_on=self.adapter_on)
 
     def switch_adapter(self, on: bool) -> None:
         """Turn the adapter on or off; the cache is dropped, since it holds the other's states. Raises TrainingError without one."""
         if self._adapter is None:
             raise TrainingError("there is no adapter yet: train one, or start with --adapter DIR")
+        self._switch(on)
+        self._record("note", text=f"the adapter was switched {'on' if on else 'off'}", adapter=self._version, adapter_on=on)
+
+    def _switch(self, on: bool) -> None:
+        assert self._adapter is not None
         self._adapter.switch(on)
         self.decoder.drop_cache()
 
     def reset_adapter(self) -> None:
         """Take the adapter out: the model is the base again. The tree still has the adapter."""
         if self._adapter is not None:
-            self._record("note", text="the adapter was taken out")
             self._install(self._nothing())
+            self._record("note", text="the adapter was taken out", adapter=self._version, adapter_on=False)
 
-    def _install(self, number: int) -> None:
-        """Put one of the session's adapters in place, switched on, or none. Raises ModelError where its folder is no longer there."""
-        version, standing = self._versions[number], self._structure
+    def _install(self, number: int, on: bool = True) -> None:
+        """Put one of the session's adapters in place, or none. Raises ModelError where its folder is no longer there.
+
+        Whatever goes wrong or comes between, an interrupt too, leaves the base and says so, never half an adapter.
+        """
+        version = self._versions[number]
         self.decoder.drop_cache()
-        if version is None or self._adapter is None or standing != version.structure:
+        try:
+            if version is None or self._adapter is None or self._structure != version.structure:
+                self._remove_adapter()
+            if version is not None:
+                if self._adapter is None:
+                    self._adapter = Adapter.load(self.engine.model, version.loaded) if version.loaded \
+                        else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
+                self._adapter.restore(version.weights)
+                self._adapter.switch(on)
+        except BaseException:
             self._remove_adapter()
-        if version is not None and self._adapter is None:
-            self._version = self._nothing()  # true until what comes is in place
-            self._adapter = Adapter.load(self.engine.model, version.loaded) if version.loaded \
-                else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
-        if version is not None and self._adapter is not None:
-            self._adapter.restore(version.weights)
-            self._adapter.switch(True)
-            self._structure = version.structure
-        self._version, self.training = number, version.training if version else None
+            self._version, self._structure, self.training = self._nothing(), (), None
+            raise
+        self._version, self._structure = number, version.structure if version else ()
+        self.training = version.training if version else None
 
     def _nothing(self) -> int:
         """The number of a version without an adapter."""
@@ -493,7 +537,9 @@ class Session:
 
     def _asked(self, text: str) -> tuple[Message, ...]:
         """`text` in place of the last case's question, in its conversation."""
-        messages = self._case_messages[self.cases[-1].prompt_ids] if self.cases else self._question.messages
+        if self.cases:
+            return (*self._case_messages[self.cases[-1].prompt_ids][:-1], {"role": "user", "content": text})
+        messages = self._question.messages
         system = [{"role": "system", "content": self.settings.system}] if self.settings.system else []
         return (*(messages[:-1] or system), {"role": "user", "content": text})
 
@@ -519,13 +565,18 @@ class Session:
         repeated = tokens[min(shown_from, correction.position):correction.position] if shown_from is not None else ()
         return chain(repeated, self._generate(tokens[:correction.position], correction, stop))
 
-    def _generate(self, known: Sequence[Token], correction: Correction | None, stop: Stop = never) -> Iterator[Token]:
-        """Behind `known`, what the correction puts there and what the model goes on with; a new node, however far it came."""
-        parent, prompt_ids = self.node, self._question.prompt_ids
+    def _generate(self, known: Sequence[Token], correction: Correction | None, stop: Stop = never,
+                  question: _Question | None = None) -> Iterator[Token]:
+        """Behind `known`, what the correction puts there and what the model goes on with; a new node, however far it came.
+
+        A new question takes the place of the one before with its first node: one that fails leaves the session where it was.
+        """
+        parent, asked = (self.node, self._question) if question is None else (None, question)
+        prompt_ids, sampling = asked.prompt_ids, self._sampling()
         forced = correction.ids if correction else ()
         own = len(known) + len(forced)  # from here on it is the model's
         try:
-            yield from self.decoder.generate(prompt_ids, forced, self._sampling(), stop, known)
+            yield from self.decoder.generate(prompt_ids, forced, sampling, stop, known)
         finally:
             answer = self.decoder.last
             if answer is not None and answer.prompt_ids == prompt_ids and len(answer.tokens) >= own:
@@ -533,13 +584,16 @@ class Session:
                 adapted = frozenset(p for p in parent.adapted_positions if p < len(known)) if parent else frozenset()
                 if self.adapter_on:
                     adapted |= frozenset(range(own, len(answer.tokens)))
-                node = Node(len(self.nodes), parent.id if parent else None, answer, correction, None, self._version, self.settings.confidence,
-                            fixed | frozenset(range(len(known), own)), adapted, self.adapter_on or (parent is not None and parent.adapted))
+                mixed = self.adapter_on or (parent is not None and parent.adapted)
+                node = Node(len(self.nodes), parent.id if parent else None, answer, correction, None, self._version, self.adapter_on,
+                            self.settings.confidence, fixed | frozenset(range(len(known), own)), adapted, mixed)
+                self._question = asked
                 self._add(node)
                 if correction:
                     self._record("correction", node=node.id, parent=node.parent, adapter_on=self.adapter_on, confidence=node.confidence,
                                  **store.correction_to_json(correction))
-                self._record("completion", node=node.id, adapter_on=self.adapter_on, **store.completion_to_json(answer))
+                self._record("completion", node=node.id, adapter_on=self.adapter_on, sampling=store.to_json(sampling),
+                             **store.completion_to_json(answer))
 
     def _add(self, node: Node) -> None:
         """A new node of the tree, where the session stands now."""
@@ -563,12 +617,12 @@ class Session:
         """The adapter on or off inside, whatever the user's switch says; the cache never mixes the two."""
         was = self.adapter_on
         if self._adapter is not None and was != on:
-            self.switch_adapter(on)
+            self._switch(on)
         try:
             yield
         finally:
             if self._adapter is not None and self.adapter_on != was:
-                self.switch_adapter(was)
+                self._switch(was)
 
     def _record(self, type_: str, **fields: Any) -> None:
         self.events.append((type_, fields))

@@ -26,7 +26,7 @@ from tests.tokenizer_zoo import END_TOKENS, LOSSY, ZOO, load_real_qwen2
 
 ANSWERS = (4, 10, 24)        # tokens of an answer at most
 SESSIONS = {"qwen2": 80}     # of each tokenizer; the real one is slow
-MANY = 240
+MANY = 270
 TRIES = 7                    # corrections and moves of each session
 AT_LEAST = {"qwen2": 300, "unigram": 600, "wordpiece": 350}  # corrections made; what those cannot write is refused
 MOST = 1100                  # for all others: 9 * 1100 + 600 + 350 are more than ten thousand, without the real one

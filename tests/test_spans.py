@@ -82,6 +82,16 @@ def test_a_broken_byte_leaves_the_whole_characters_before_it_alone() -> None:
     assert tokenizer.decode([*whole, first, *tokenizer.encode("b")]) == "a豆豆豆豆豆\ufffd b"
 
 
+@pytest.mark.parametrize("name", ["gemma", "llama2", "mistral", "unigram_bytes"])
+def test_any_text_can_be_typed_behind_a_broken_byte(name: str) -> None:
+    tokenizer = load(name)
+    broken = tokenizer.hub.convert_tokens_to_ids("<0xE8>")
+    for text in ("\uf8ff", "\uf8ff\uf8fe", "豆\uf8ff", "\ufffd\uf8ff", "a", " \n", "\u0301"):  # whatever stands in for what is broken
+        prefix = [*tokenizer.encode("a"), broken]
+        ids = encode_behind(tokenizer, prefix, text)
+        assert tokenizer.decode([*prefix, *ids]) == tokenizer.decode(prefix) + text
+
+
 def test_clean_up_touches_nothing_that_is_shown() -> None:
     for name in ("wordpiece", "cleanup"):
         tokenizer = load(name)

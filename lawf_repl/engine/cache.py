@@ -110,28 +110,35 @@ class KeptCache:
         self.reuse = ("kept", shared)
         if shared == before and before and self._kind.mode != "none":
             return shared
-        if self._kind.mode == "cut" and shared:
-            self._cache.crop(shared - before)  # a negative number: how many to remove
-            del self.ids[shared:]
-            self.reuse = ("cut", shared)
-            return shared
-        self._marks = {length: states for length, states in self._marks.items() if length <= shared}
-        if self._marks:
-            length = max(self._marks)
-            self._marks[length].restore(self._cache, length)
-            del self.ids[length:]
-            self.reuse = ("snapshot", length)
-            return length
+        # Until it is done nothing is known: an interrupt between two layers leaves them of unequal length.
+        ids, cache, marks = self.ids, self._cache, self._marks
+        spacing = self._spacing
         self.drop()
-        self.reuse = ("recomputed" if shared else "new", 0)
-        return 0
+        marks = {length: states for length, states in marks.items() if length <= shared}
+        if self._kind.mode == "cut" and shared:
+            cache.crop(shared - before)  # a negative number: how many to remove
+            kept, self.reuse = shared, ("cut", shared)
+        elif marks:
+            kept = max(marks)
+            with memory_guard("going back to a snapshot", "take a shorter prompt or a lower --max-tokens"):
+                marks[kept].restore(cache, kept)
+            self.reuse = ("snapshot", kept)
+        else:
+            self.reuse = ("recomputed" if shared else "new", 0)
+            return 0
+        self.ids, self._cache, self._marks, self._spacing = ids[:kept], cache, marks, spacing
+        return kept
 
     def mark(self) -> None:
         """Take a snapshot of the recurrent states as they are now; where caches are cut there is nothing to take."""
         length = len(self.ids)
         if not self.snapshots or not length or length in self._marks:
             return
-        self._marks[length] = _States(self._cache)
+        try:
+            self._marks[length] = _States(self._cache)
+        except torch.OutOfMemoryError:  # without snapshots the prefix is computed again, which is slow and right
+            self._marks = {}
+            return
         while len(self._marks) > 2 and sum(states.bytes for states in self._marks.values()) > SNAPSHOT_BYTES:
             self._spacing *= 2
             lengths = sorted(self._marks)

@@ -8,8 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-WORD_START = "\u2581"             # what SentencePiece writes for a space
-STAND_INS = "\uf8ff\uf8fe\uf8fd"  # private characters, one of which the text at hand does not have
+WORD_START = "\u2581"  # what SentencePiece writes for a space
 
 
 class HubTokenizer:
@@ -68,7 +67,9 @@ class HubTokenizer:
         The decoders of this family turn the whole run into U+FFFD, whole characters before the broken one too, so that a
         token would change the text that was shown before it.
         """
-        stand_in = next((character for character in STAND_INS if character not in text), STAND_INS[0])
+        # a private character that the text does not have, not even in the runs that are broken in `text`
+        there = text + bytes(self._byte_of.get(id_, 0x20) for id_ in ids).decode("utf-8", "ignore")
+        stand_in = next(chr(code) for code in range(0xF8FF, 0xE000, -1) if chr(code) not in there)
         mended: list[int] = []
         run = bytearray()
         for id_ in [*ids, -1]:

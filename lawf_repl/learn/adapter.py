@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from lawf_repl.config import Settings
@@ -43,17 +44,22 @@ class Adapter:
     def fresh(cls, model: Any, settings: Settings, name: str) -> Adapter:
         """An untrained adapter: A random from the seed, B zero, so that it changes nothing yet."""
         targets = find_targets(model, settings.layers)
+        before = set(dict(model.named_modules()))
         try:
-            peft = _injected(model, targets, settings, name)
-        except _Elsewhere:
-            # For mixtures of experts peft turns such names into the experts of all layers: attention alone is what can be named.
-            targets = [target for target in targets if not target.endswith(REWRITTEN)]
-            peft = _injected(model, targets, settings, name)
-        # In half precision small steps would round away: the LoRA itself is kept in float32.
-        for parameter in peft.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        return cls(peft)
+            try:
+                peft = _injected(model, targets, settings, name)
+            except _Elsewhere:
+                # For mixtures of experts peft turns such names into the experts of all layers: attention alone is what can be named.
+                targets = [target for target in targets if not target.endswith(REWRITTEN)]
+                peft = _injected(model, targets, settings, name)
+            # In half precision small steps would round away: the LoRA itself is kept in float32.
+            for parameter in peft.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
+            return cls(peft)
+        except BaseException:  # an interrupt too: half an adapter would be served as the base
+            _take_out(model, before)
+            raise
 
     @classmethod
     def load(cls, model: Any, folder: str | Path) -> Adapter:
@@ -63,16 +69,29 @@ class Adapter:
             raise ModelError(f"no adapter at {folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"no adapter at {folder}: adapter_model.safetensors is missing (other formats are not read)")
+        before = set(dict(model.named_modules()))
         try:
-            kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
-            if kind != "LORA":
-                raise ModelError(f"the adapter at {folder} is no LoRA: expected peft_type LORA, found {kind}")
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            if config.get("peft_type") != "LORA":
+                raise ModelError(f"the adapter at {folder} is no LoRA: expected peft_type LORA, found {config.get('peft_type')}")
+            more = [name for name in ("modules_to_save", "trainable_token_indices") if config.get(name)]
+            if more:
+                raise ModelError(f"the adapter at {folder} replaces whole parts of the model ({more[0]}): expected LoRA matrices alone")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-        except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError, SafetensorError) as error:
-            raise ModelError(f"the adapter at {folder} does not fit this model: {str(error).strip().splitlines()[0][:160]}") from error
-        return cls(peft, from_file=True)
+            with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+                odd = set(file.keys()) ^ set(get_peft_model_state_dict(peft, save_embedding_layers=False))
+            if odd:  # peft only warns, and what is missing stays as it was made
+                raise ModelError(f"the adapter at {folder} does not fit this model: {len(odd)} of its tensors are missing or have no place, "
+                                 f"such as {min(odd)[:120]}")
+            return cls(peft, from_file=True)
+        except BaseException as error:
+            _take_out(model, before)
+            if isinstance(error, RuntimeError | ValueError | KeyError | OSError | TypeError | AttributeError | SafetensorError):
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                raise ModelError(f"the adapter at {folder} does not fit this model: {lines[0][:160]}") from error
+            raise
 
     def switch(self, on: bool) -> None:
         """Turn the adapter on or off for every later forward."""
@@ -117,12 +136,21 @@ class Adapter:
         (Path(folder) / "README.md").unlink(missing_ok=True)  # an empty template of peft's
         path = Path(folder) / "adapter_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["target_modules"] = sorted(config["target_modules"])  # peft writes a set, in another order each time
+        if isinstance(config["target_modules"], list):  # a set that peft writes in another order each time; a pattern is one string
+            config["target_modules"].sort()
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
         """Take the adapter out of the model; what is left is bit-equal to the base."""
         self._peft.unload()
+
+
+def _take_out(model: Any, before: set[str]) -> None:
+    """Put the original layers back wherever a LoRA was put around one since `before`, the names of all modules."""
+    for path, module in list(model.named_modules()):
+        if path in before and isinstance(module, BaseTunerLayer):
+            parent = model.get_submodule(path.rpartition(".")[0])
+            setattr(parent, path.rpartition(".")[2], module.get_base_layer())
 
 
 class _Elsewhere(Exception):

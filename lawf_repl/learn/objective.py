@@ -56,6 +56,14 @@ def make_target(ref_logprobs: torch.Tensor, lengths: Sequence[int], anchors: Seq
                   torch.tensor(confidence, device=device), torch.tensor(weight, device=device))
 
 
+def finite_logprobs(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (N, V) from logits, in float32; a token that the model masks with minus infinity has one of -1e4.
+
+    Its probability is 0 all the same, and a product of both is 0 and not NaN.
+    """
+    return torch.log_softmax(logits.float(), -1).clamp_min(-1e4)
+
+
 def token_kl(ref_logprobs: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
     """KL(base || adapted) at each position (N,), from log-probabilities (N, V)."""
     return torch.nn.functional.kl_div(logprobs, ref_logprobs, reduction="none", log_target=True).sum(-1)

@@ -20,7 +20,7 @@ from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import TrainingError
 from lawf_repl.learn.adapter import Adapter, Weights
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
-from lawf_repl.learn.objective import Target, anchor_kl, lawf_loss, make_target, token_kl
+from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, make_target, token_kl
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
 Stop = Callable[[], bool]
@@ -100,8 +100,8 @@ def _prepare(adapter: Adapter, model: Any, cases: Sequence[Case], replay: Sequen
     ordered = sorted(replay, key=lambda pair: len(pair[0]) + len(pair[1])) if settings.replay_batch else []
     batches = [make_batch(ordered[i:i + size], model.device) for i in range(0, len(ordered), size)]
     with adapter.off(), torch.no_grad():
-        reference = torch.log_softmax(completion_logits(model, batch).float(), -1)
-        held = [(b, torch.log_softmax(completion_logits(model, b).float(), -1)) for b in batches]
+        reference = finite_logprobs(completion_logits(model, batch))
+        held = [(b, finite_logprobs(completion_logits(model, b))) for b in batches]
     target = make_target(reference, batch.lengths, [case.anchors for case in cases])
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
     must = reference.argmax(-1) == batch.targets
@@ -222,7 +222,7 @@ class _Loop:
         return self._logprobs()
 
     def _logprobs(self) -> torch.Tensor:
-        return torch.log_softmax(completion_logits(self.adapter.base, self.prepared.batch).float(), -1)
+        return finite_logprobs(completion_logits(self.adapter.base, self.prepared.batch))
 
     def _backward(self, case_loss: torch.Tensor) -> tuple[float, float | None]:
         """Gradients of cases and one replay batch; (loss, replay drift in nats per token)."""
@@ -231,7 +231,7 @@ class _Loop:
         if not replay:
             return case_loss.item(), None
         batch, reference = replay[int(torch.randint(len(replay), (1,), generator=self.order))]
-        held = token_kl(reference, torch.log_softmax(completion_logits(self.adapter.base, batch).float(), -1)).mean()
+        held = token_kl(reference, finite_logprobs(completion_logits(self.adapter.base, batch))).mean()
         held.backward()
         return (case_loss + held).item(), held.item()
 

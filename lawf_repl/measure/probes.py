@@ -18,7 +18,7 @@ from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import UsageError
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair, completion_logits, make_batch
-from lawf_repl.learn.objective import token_kl
+from lawf_repl.learn.objective import finite_logprobs, token_kl
 from lawf_repl.records import ProbeResult
 
 NEAR_TIE = 0.02      # the base's top two probabilities this close: a change of top-1 is no change of mind
@@ -73,8 +73,8 @@ def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair]) -> P
     for start in range(0, len(ordered), ROWS):
         batch = make_batch(ordered[start:start + ROWS], engine.device)
         with adapter.off():
-            base = torch.log_softmax(completion_logits(engine.model, batch).float(), -1)  # (N, V)
-        adapted = torch.log_softmax(completion_logits(engine.model, batch).float(), -1)
+            base = finite_logprobs(completion_logits(engine.model, batch))  # (N, V)
+        adapted = finite_logprobs(completion_logits(engine.model, batch))
         total += float(token_kl(base, adapted).sum())
         tokens += len(batch.targets)
         top = base.topk(2, dim=-1)

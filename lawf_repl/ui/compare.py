@@ -144,12 +144,18 @@ def _failure(kind: str, check: Check, theme: Theme) -> Text:
     return text
 
 
-def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True) -> str:
-    """In plain words: fixed or not, what else changed and, with `advice`, which command of the REPL comes next."""
+def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True, weak: bool = False) -> str:
+    """In plain words: fixed or not, what else changed and, with `advice`, which command of the REPL comes next.
+
+    `weak`: some correction was a weak preference, whose token need not win.
+    """
     wrong = [rerun for rerun in reruns if not rerun.fixed]
     if not reruns:
         return "Nothing was trained yet: correct an answer, accept it, then /train."
-    if wrong:
+    if wrong and weak:
+        found = "Preferred, not fixed: a correction with a confidence below 1 does not decide what the model says first"
+        then = "keep it with /save, or /undo, /confidence 1 and correct again"
+    elif wrong:
         which = "the prompt does" if len(reruns) == 1 else f"{len(wrong)} of {len(reruns)} prompts do"
         found, then = f"Not fixed: {which} not give the accepted answer yet", "/set max_steps higher and /train again, or correct more with /edit"
     else:

@@ -30,6 +30,9 @@ def correction_text(before: Node, after: Node, theme: Theme) -> Text:
     new = "".join(token_label(token.text, token.special) for token in new_tokens[start:start + len(correction.ids)] if token.text)
     line.append(f"at {start}  ", theme.rich("quiet"))
     if correction.kind == "delete":
+        ids = before.completion.ids
+        back = next((i for i in range(start + 1, len(ids)) if ids[i:i + len(correction.ids)] == correction.ids), stop)
+        old = "".join(token_label(token.text, token.special) for token in old_tokens[start:back] if token.text)
         return line.append("deleted ").append(shorten(old, 30), theme.rich("before"))
     if correction.kind == "end":
         return line.append("ends here")

@@ -145,5 +145,6 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
     console.print(scorecard_table(card, len(reruns), theme))
     fixed = bool(reruns) and all(rerun.fixed for rerun in reruns)
     console.print()
-    console.print(Text(sentence(card, reruns), theme.rich("good" if fixed else "bad")))
+    weak = any(anchor.confidence < 1 for case in session.cases for anchor in case.anchors)
+    console.print(Text(sentence(card, reruns, weak=weak), theme.rich("good" if fixed else "bad")))
     console.print()

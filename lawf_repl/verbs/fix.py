@@ -183,7 +183,7 @@ def save_adapter(session: Session, job: Job, outcome: Outcome) -> None:
 
 def tell_result(story: Story, reruns: Sequence[Rerun], outcome: Outcome) -> None:
     story.console.print()
-    story.result(reruns, outcome.card)
+    story.result(reruns, outcome.card, outcome.anchors)
     if outcome.session_file:
         story.line(f"session: {outcome.session_file}")
     if outcome.adapter:

@@ -76,14 +76,15 @@ class Story:
             seen.extend(steps)
         self.console.print(panel(next(result)))
 
-    def result(self, reruns: Sequence[Rerun], card: Scorecard) -> None:
+    def result(self, reruns: Sequence[Rerun], card: Scorecard, anchors: Sequence[Anchor]) -> None:
         """Before and after, the scorecard, and one sentence."""
         for rerun in reruns:
             self.console.print(comparison(rerun, self.theme))
         self.console.print()
         self.console.print(Group(scorecard_table(card, len(reruns), self.theme)))
         self.console.print()
-        self.console.print(Text(sentence(card, reruns, advice=False), self.theme.rich("title"), overflow="fold"))
+        weak = any(anchor.confidence < 1 for anchor in anchors)
+        self.console.print(Text(sentence(card, reruns, advice=False, weak=weak), self.theme.rich("title"), overflow="fold"))
 
     def line(self, text: str) -> None:
         self.console.print(Text(visible(text), self.theme.rich("quiet"), overflow="fold"))

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 from lawf_repl.config import Settings
+from lawf_repl.engine import cache
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.trial import try_model
-from lawf_repl.errors import ModelError
+from lawf_repl.errors import ModelError, OutOfMemory
 from lawf_repl.learn.adapter import Adapter, find_targets
 from lawf_repl.learn.batch import completion_logits, make_batch
 from lawf_repl.records import Completion
@@ -131,7 +134,9 @@ def test_training_saving_and_reloading(engine: Engine, session: Session, tmp_pat
     session.accept()
     steps = run(session.train())
     assert len(steps) == 7 and all(step.loss == step.loss for step in steps)
-    assert max(step.anchor_p for step in steps[1:]) > steps[0].anchor_p  # every anchor has a gradient to it
+    best = [max(values) for values in zip(*(step.anchor_p for step in steps[1:]), strict=True)]
+    risen = sum(later > first for later, first in zip(best, steps[0].anchor_p, strict=True))
+    assert risen >= max(2, len(best) - 1)  # in so few steps one may still give way to the others
     trained = full_logits(engine, probe)
     assert not torch.equal(trained, before)
     run(session.ask("What?"))
@@ -207,3 +212,90 @@ def test_a_model_that_no_lora_fits_is_refused_before_it_answers(tiny_engine: Eng
     monkeypatch.setattr(tiny_engine.model.config, "num_hidden_layers", 7)
     with pytest.raises(ModelError, match="Qwen3ForCausalLM cannot be trained"):
         Session(tiny_engine, Settings())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_next", "falcon_h1"])
+def test_an_interrupt_while_going_back_leaves_nothing_half_done(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(SERVED[name](), make_byte_tokenizer(), name)
+    decoder = Decoder(engine)
+    prompt = list(range(20, 60))
+    run(decoder.generate(prompt, (), Sampling(30)))
+    calls = 0
+
+    def third_time(*arguments: Any, of: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return of(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_copy", lambda state, of=cache._copy: third_time(state, of=of))
+        patch.setattr(DynamicLayer, "crop", lambda layer, count, of=DynamicLayer.crop: third_time(layer, count, of=of))
+        with pytest.raises(KeyboardInterrupt):
+            decoder.logits_at([*prompt[:30], 70, 71], 2)
+    behind = [*prompt[:30], 70, 71]
+    assert torch.allclose(decoder.logits_at(behind, 2), full_logits(engine, behind)[-2:], atol=1e-2)
+
+
+def test_snapshots_stay_within_their_memory_and_the_first_and_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(SERVED["mamba2"](), make_byte_tokenizer(), "mamba2")
+    decoder = Decoder(engine)
+    prompt = list(range(20, 40))
+    run(decoder.generate(prompt, (), Sampling(2)))
+    one = next(iter(decoder.cache._marks.values())).bytes
+    monkeypatch.setattr(cache, "SNAPSHOT_BYTES", 4 * one)
+    decoder.drop_cache()
+    run(decoder.generate(prompt, (), Sampling(200)))
+    assert decoder.last is not None
+    lengths = sorted(decoder.cache._marks)
+    assert len(lengths) <= 4 and lengths[0] == len(prompt) - 1 and decoder.cache._spacing > cache.SPACING
+    assert lengths[-1] >= len(prompt) + 200 - decoder.cache._spacing
+    for cut in (190, 100, 20):
+        behind = [*prompt, *decoder.last.ids[:cut], 70]
+        assert torch.allclose(decoder.logits_at(behind, 1), full_logits(engine, behind)[-1:], atol=1e-3)
+
+    class Full(cache._States):
+        def __init__(self, of: Any) -> None:
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(cache, "_States", Full)  # without room for a snapshot it is slow and right
+    run(decoder.generate([*prompt, 70, 71], (), Sampling(20)))
+    behind = [*prompt, 70, 71, *decoder.last.ids[:9], 70]
+    assert torch.allclose(decoder.logits_at(behind, 1), full_logits(engine, behind)[-1:], atol=1e-3)
+
+
+class Peeking(LlamaForCausalLM):
+    """Looks ahead: within blocks of four, or by one token."""
+
+    blocks = 4
+
+    def forward(self, input_ids: torch.Tensor | None = None, **arguments: Any) -> Any:
+        assert input_ids is not None
+        out = super().forward(input_ids=input_ids, **arguments)
+        count = input_ids.shape[1]
+        for at in range(count):
+            last = min(count, at + 2 if self.blocks == 1 else at - at % self.blocks + self.blocks) - 1
+            out.logits[:, at] += self.lm_head(self.model.embed_tokens(input_ids[:, last]))
+        return out
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_looks_ahead_within_blocks_or_by_one_token_is_refused(blocks: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model: Any = Peeking(SERVED["llama"]().config)  # type: ignore[arg-type]  # of a LlamaConfig all the same
+    model.blocks = blocks
+    with pytest.raises(ModelError, match="Peeking cannot be served: what it predicts at a token changes"):
+        try_model(model.to(dtype).eval(), range(5, 200, 6), "peeking")
+
+
+def test_running_out_of_memory_at_load_is_said_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SERVED["llama"]()
+
+    def full(*arguments: Any, input_ids: Any = None, use_cache: bool = True) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(OutOfMemory, match="out of memory while trying tiny"):
+        try_model(model, range(5, 50), "tiny")

@@ -17,7 +17,7 @@ from lawf_repl.config import Settings
 from lawf_repl.corrections import departure
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
-from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError
+from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError, UsageError
 from lawf_repl.session import Session, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -510,6 +510,109 @@ def test_a_training_is_discarded_after_another_prompt_too_and_a_vanished_adapter
         assert session.adapter_on and text_of(session) == RIGHT
     finally:
         session.reset_adapter()
+
+
+def test_undo_leaves_the_adapter_alone_but_for_trainings_and_goto_brings_it_back_as_it_was(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    asked.accept()
+    run(asked.train())
+    trained = asked.node
+
+    def state() -> str:
+        return "on" if asked.adapter_on else "off" if asked.has_adapter else "none"
+
+    asked.reset_adapter()
+    run(asked.fix("Canberra", "Perth"))
+    assert asked.undo() and asked.node is trained
+    assert state() == "none"  # what the user took out stays out
+    asked.goto(trained.id)  # type: ignore[union-attr]
+    assert state() == "on"
+    asked.switch_adapter(False)
+    run(asked.ask("What is the capital of France?"))
+    off = asked.node
+    asked.goto(0)
+    asked.goto(off.id)  # type: ignore[union-attr]
+    assert state() == "off"
+
+    def broken() -> bool:
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(asked.train(broken))
+    assert state() == "off" and asked.node is off
+    run(asked.train())
+    asked.discard_training()
+    assert state() == "off" and asked.node is off
+
+
+def test_a_question_that_fails_leaves_the_answer_and_the_tree_where_they_were(asked: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(ids: list[int], keep: int) -> None:
+        raise OutOfMemory("full")
+
+    before = asked.node
+    with monkeypatch.context() as patch:
+        patch.setattr(asked.decoder.cache, "feed", full)
+        with pytest.raises(OutOfMemory):
+            run(asked.ask("What is the capital of France?"))
+    assert asked.node is before and asked.prompt_text == AUSTRALIA
+    run(asked.fix(" Sydney", " Canberra"))
+    assert text_of(asked) == RIGHT
+
+
+def test_an_interrupt_while_an_adapter_is_put_back_leaves_the_base_and_says_so(asked: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = asked.node.completion  # type: ignore[union-attr]
+    run(asked.want(RIGHT))
+    asked.accept()
+    for _ in range(2):
+        run(asked.train())
+        asked.set_setting("seed", "7")
+
+    def interrupted(self: Any, weights: Any, scale: float = 1.0) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lawf_repl.learn.adapter.Adapter.restore", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            asked.goto(2)
+    assert not asked.has_adapter
+    run(asked.ask(AUSTRALIA))
+    assert asked.node.completion.tokens == base.tokens  # type: ignore[union-attr]
+    asked.goto(3)
+    assert asked.adapter_on and asked.rerun()[0].fixed
+
+
+def test_with_the_adapter_on_a_correction_still_cuts_the_cache(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    asked.accept()
+    run(asked.train())
+    run(asked.ask("What is the capital of France?"))
+    assert asked.anchors() == ()
+    run(asked.replace(3, " Spain"))
+    asked.anchors()
+    run(asked.replace(4, " was"))
+    reuse = asked.node.completion.timing.reuse  # type: ignore[union-attr]
+    assert reuse is not None and reuse.how == "cut" and reuse.read <= 3
+
+
+def test_settings_of_loading_are_refused_and_paraphrases_stay_in_the_cases_conversation(asked: Session) -> None:
+    for name in ("model", "adapter", "dtype", "template-args"):
+        with pytest.raises(UsageError, match="is read when lawf starts"):
+            asked.set_setting(name, "x")
+    run(asked.want(RIGHT))
+    asked.accept()
+    asked.set_system("You are a pirate.")
+    assert [message["role"] for message in asked._asked("x")] == ["user"]
+
+
+def test_the_space_before_a_character_of_several_tokens_is_kept(tiny_engine: Engine) -> None:
+    session = Session(tiny_engine, Settings(max_tokens=30))
+    run(session.ask("a"))
+    run(session.replace(0, "b 龘!"))
+    tokens = session.node.completion.tokens  # type: ignore[union-attr]
+    group = (replace(tokens[2], text="", partial=True), replace(tokens[3], text="", partial=True), replace(tokens[4], text=" 龘"))
+    session.node = replace(session.node, completion=replace(  # type: ignore[type-var]
+        session.node.completion, tokens=(tokens[0], *group, *tokens[5:])))  # type: ignore[union-attr]
+    assert session.lead(1) == " " and session.lead(2) == " "
 
 
 def test_each_correction_has_the_confidence_that_was_set_when_it_was_made(asked: Session) -> None:

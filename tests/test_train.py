@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
@@ -186,6 +188,73 @@ def test_a_folder_that_is_no_adapter_is_refused_in_one_line(tmp_path: Path) -> N
     with pytest.raises(ModelError, match="does not fit this model") as caught:
         Adapter.load(make_tiny_model(), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def rewritten(folder: Path, **changes: Any) -> Path:
+    """A saved adapter with changes in its config, as another tool may write it."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_an_adapter_that_fits_only_in_part_is_refused_and_leaves_the_base(tmp_path: Path) -> None:
+    Adapter.fresh(make_tiny_model(), SETTINGS, "tiny").save(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    model = make_tiny_model()
+    base = model(input_ids=IDS).logits
+    save_file({name.replace(".model.layers", ".model.language_model.layers"): value for name, value in weights.items()},
+              tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="56 of its tensors are missing or have no place"):
+        Adapter.load(model, tmp_path)
+    assert torch.equal(model(input_ids=IDS).logits, base) and not any("lora" in name for name, _ in model.named_parameters())
+    save_file({name: value[:1] for name, value in weights.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="does not fit this model"):
+        Adapter.load(model, tmp_path)
+    assert torch.equal(model(input_ids=IDS).logits, base)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"replaces whole parts of the model \(modules_to_save\)"):
+        Adapter.load(model, rewritten(tmp_path, modules_to_save=["lm_head"]))
+    Adapter.load(model, rewritten(tmp_path, modules_to_save=None)).remove()
+    assert torch.equal(model(input_ids=IDS).logits, base)
+
+
+def test_an_adapter_whose_targets_are_a_pattern_stays_loadable(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=r".*self_attn\.(q|v)_proj", init_lora_weights=False)
+    other = get_peft_model(make_tiny_model(), config)
+    other.save_pretrained(str(tmp_path / "theirs"))
+    adapter = Adapter.load(make_tiny_model(), tmp_path / "theirs")
+    adapter.save(tmp_path / "ours")
+    again = Adapter.load(make_tiny_model(), tmp_path / "ours")
+    assert torch.equal(again.base(input_ids=IDS).logits, adapter.base(input_ids=IDS).logits)
+    assert torch.equal(again.base(input_ids=IDS).logits, other(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("how", ["fresh", "load"])
+def test_an_interrupt_while_an_adapter_is_put_in_leaves_the_base(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Adapter.fresh(make_tiny_model(), SETTINGS, "tiny").save(tmp_path)
+    model = make_tiny_model()
+    names = [name for name, _ in model.named_modules()]
+
+    def interrupted(self: Adapter, *arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Adapter, "__init__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _ = Adapter.fresh(model, SETTINGS, "tiny") if how == "fresh" else Adapter.load(model, tmp_path)
+    assert [name for name, _ in model.named_modules()] == names
+    Adapter.fresh(model, SETTINGS, "tiny").remove()  # and a later one finds its layers
+
+
+def test_masked_logits_do_not_make_training_nan() -> None:
+    model = make_tiny_model()
+    model.lm_head.register_forward_hook(lambda module, inputs, out: out.index_fill(-1, torch.tensor([5]), -float("inf")))
+    adapter = Adapter.fresh(model, SETTINGS, "tiny")
+    steps, result = run(adapter, [Case("x", (1, 60), (70, 80), (Anchor(0, 9, 70, "", "x", 0.5, 0.0), Anchor(1, 9, 80, "", "y", 1.0, 0.0)))],
+                        replace(SETTINGS, max_steps=5), replay=[((1, 61), (62, 63))])
+    assert all(step.loss == step.loss and step.drift == step.drift for step in steps) and steps[-1].loss < steps[0].loss and result.loss < 100
 
 
 def test_contradicting_anchors_are_named_before_training(demo_engine: Engine, adapter: Adapter, france: Case) -> None:

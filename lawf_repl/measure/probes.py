@@ -15,6 +15,7 @@ import torch
 
 from lawf_repl.engine.base import DEMO_NAME, Engine
 from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import UsageError
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair, completion_logits, make_batch
@@ -72,9 +73,10 @@ def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair]) -> P
     ordered = sorted(probes, key=lambda pair: len(pair[0]) + len(pair[1]))
     for start in range(0, len(ordered), ROWS):
         batch = make_batch(ordered[start:start + ROWS], engine.device)
-        with adapter.off():
-            base = finite_logprobs(completion_logits(engine.model, batch))  # (N, V)
-        adapted = finite_logprobs(completion_logits(engine.model, batch))
+        with memory_guard("measuring drift", "take fewer probes"):
+            with adapter.off():
+                base = finite_logprobs(completion_logits(engine.model, batch))  # (N, V)
+            adapted = finite_logprobs(completion_logits(engine.model, batch))
         total += float(token_kl(base, adapted).sum())
         tokens += len(batch.targets)
         top = base.topk(2, dim=-1)

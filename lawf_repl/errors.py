@@ -41,3 +41,9 @@ class SessionError(LawfError):
 
 class OutOfMemory(LawfError):
     """The device ran out of memory; what was collected so far is kept."""
+
+
+def first_line(error: BaseException, most: int = 160) -> str:
+    """What an error of a library says, as part of a one-line message; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:most]

@@ -40,12 +40,8 @@ from lawf_repl.records import (
 from lawf_repl.spans import encode_behind, first_word, lead_of
 
 Stop = Callable[[], bool]
-
-
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
-                      "template_args", "json", "plain"})
-
-
+                      "template_args", "json", "plain"})  # settings that have had their effect when a session begins
 RECIPE = ("rank", "layers", "learning_rate", "seed", "target_p", "replay_batch", "max_steps", "max_seconds")  # what a training hangs on
 
 
@@ -435,7 +431,7 @@ class Session:
 
         Whatever goes wrong or comes between, an interrupt too, leaves the base and says so, never half an adapter.
         """
-        version = self._versions[number]
+        version, done = self._versions[number], False
         self.decoder.drop_cache()
         try:
             if version is None or self._adapter is None or self._structure != version.structure:
@@ -446,12 +442,13 @@ class Session:
                         else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
                 self._adapter.restore(version.weights)
                 self._adapter.switch(on)
-        except BaseException:
-            self._remove_adapter()
-            self._version, self._structure, self.training = self._nothing(), (), None
-            raise
-        self._version, self._structure = number, version.structure if version else ()
-        self.training = version.training if version else None
+            done = True
+        finally:
+            if not done:
+                self._remove_adapter()
+                number, version = self._nothing(), None
+            self._version, self._structure = number, version.structure if version else ()
+            self.training = version.training if version else None
 
     def _nothing(self) -> int:
         """The number of a version without an adapter."""

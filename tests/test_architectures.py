@@ -297,5 +297,5 @@ def test_running_out_of_memory_at_load_is_said_as_such(monkeypatch: pytest.Monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "forward", full)
-    with pytest.raises(OutOfMemory, match="out of memory while trying tiny"):
+    with pytest.raises(OutOfMemory, match="out of memory while trying the model"):
         try_model(model, range(5, 50), "tiny")

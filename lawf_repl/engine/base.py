@@ -23,7 +23,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.engine.trial import try_model
-from lawf_repl.errors import ModelError, PromptError, UsageError
+from lawf_repl.errors import ModelError, PromptError, UsageError, first_line
 from lawf_repl.records import Message
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
@@ -106,7 +106,7 @@ class Engine:
             ids = hub.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=typed,
                                           **self.template_args)
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a template is somebody's program
-            raise PromptError(f"the chat template of {self.name} refuses this conversation: {_first_line(error)}") from error
+            raise PromptError(f"the chat template of {self.name} refuses this conversation: {first_line(error)}") from error
         return tuple(ids)
 
     def fingerprint(self) -> dict[str, str]:
@@ -249,7 +249,7 @@ def placement(settings: Settings) -> dict[str, Any]:
 
 def explain(error: Exception, name: str, local: bool, settings: Settings) -> str:
     """One line on why a model did not load."""
-    text = _first_line(error)
+    text = first_line(error)
     if not local and settings.offline:
         return f"{name} is not in the local cache and --offline forbids downloading it: drop --offline once, or give a folder"
     if not local and isinstance(error, OSError):
@@ -257,11 +257,6 @@ def explain(error: Exception, name: str, local: bool, settings: Settings) -> str
     if "trust_remote_code" in text:
         return f"{name} needs code of its own: read it, then pass --trust-remote-code"
     return f"{name} could not be loaded: {text}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
 
 
 def _sha256(text: str) -> str:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from lawf_repl.config import Settings
-from lawf_repl.errors import ModelError
+from lawf_repl.errors import ModelError, first_line
 
 Weights = dict[str, torch.Tensor]
 REWRITTEN = (".gate", ".gate_proj", ".up_proj", ".down_proj")  # of mixtures of experts, by peft/utils/transformers_weight_conversion.py
@@ -44,8 +44,7 @@ class Adapter:
     def fresh(cls, model: Any, settings: Settings, name: str) -> Adapter:
         """An untrained adapter: A random from the seed, B zero, so that it changes nothing yet."""
         targets = find_targets(model, settings.layers)
-        before = set(dict(model.named_modules()))
-        try:
+        with _all_or_nothing(model):
             try:
                 peft = _injected(model, targets, settings, name)
             except _Elsewhere:
@@ -57,9 +56,6 @@ class Adapter:
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
             return cls(peft)
-        except BaseException:  # an interrupt too: half an adapter would be served as the base
-            _take_out(model, before)
-            raise
 
     @classmethod
     def load(cls, model: Any, folder: str | Path) -> Adapter:
@@ -69,29 +65,11 @@ class Adapter:
             raise ModelError(f"no adapter at {folder}: expected a folder with adapter_config.json and adapter_model.safetensors")
         if not (folder / "adapter_model.safetensors").is_file():
             raise ModelError(f"no adapter at {folder}: adapter_model.safetensors is missing (other formats are not read)")
-        before = set(dict(model.named_modules()))
         try:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-            if config.get("peft_type") != "LORA":
-                raise ModelError(f"the adapter at {folder} is no LoRA: expected peft_type LORA, found {config.get('peft_type')}")
-            more = [name for name in ("modules_to_save", "trainable_token_indices") if config.get(name)]
-            if more:
-                raise ModelError(f"the adapter at {folder} replaces whole parts of the model ({more[0]}): expected LoRA matrices alone")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-            with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-                odd = set(file.keys()) ^ set(get_peft_model_state_dict(peft, save_embedding_layers=False))
-            if odd:  # peft only warns, and what is missing stays as it was made
-                raise ModelError(f"the adapter at {folder} does not fit this model: {len(odd)} of its tensors are missing or have no place, "
-                                 f"such as {min(odd)[:120]}")
-            return cls(peft, from_file=True)
-        except BaseException as error:
-            _take_out(model, before)
-            if isinstance(error, RuntimeError | ValueError | KeyError | OSError | TypeError | AttributeError | SafetensorError):
-                lines = str(error).strip().splitlines() or [type(error).__name__]
-                raise ModelError(f"the adapter at {folder} does not fit this model: {lines[0][:160]}") from error
-            raise
+            with _all_or_nothing(model):
+                return cls(_loaded(model, folder), from_file=True)
+        except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError, SafetensorError) as error:
+            raise ModelError(f"the adapter at {folder} does not fit this model: {first_line(error)}") from error
 
     def switch(self, on: bool) -> None:
         """Turn the adapter on or off for every later forward."""
@@ -145,12 +123,40 @@ class Adapter:
         self._peft.unload()
 
 
-def _take_out(model: Any, before: set[str]) -> None:
-    """Put the original layers back wherever a LoRA was put around one since `before`, the names of all modules."""
-    for path, module in list(model.named_modules()):
-        if path in before and isinstance(module, BaseTunerLayer):
-            parent = model.get_submodule(path.rpartition(".")[0])
-            setattr(parent, path.rpartition(".")[2], module.get_base_layer())
+@contextmanager
+def _all_or_nothing(model: Any) -> Iterator[None]:
+    """Whatever ends the body early, an interrupt too, every layer that got a LoRA inside is the original again.
+
+    Half an adapter would be served as the base.
+    """
+    before, whole = {path for path, _ in model.named_modules()}, False
+    try:
+        yield
+        whole = True
+    finally:
+        for path, module in [] if whole else list(model.named_modules()):
+            if path in before and isinstance(module, BaseTunerLayer):
+                parent, _, own = path.rpartition(".")
+                setattr(model.get_submodule(parent), own, module.get_base_layer())
+
+
+def _loaded(model: Any, folder: Path) -> PeftModel:
+    """`model` with the LoRA of a folder. Raises ModelError where it is none, or does not fit tensor for tensor."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"the adapter at {folder} is no LoRA: expected peft_type LORA, found {config.get('peft_type')}")
+    more = [name for name in ("modules_to_save", "trainable_token_indices") if config.get(name)]
+    if more:
+        raise ModelError(f"the adapter at {folder} replaces whole parts of the model ({more[0]}): expected LoRA matrices alone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        odd = set(file.keys()) ^ set(get_peft_model_state_dict(peft, save_embedding_layers=False))
+    if odd:  # peft only warns, and what is missing stays as it was made
+        raise ModelError(f"the adapter at {folder} does not fit this model: {len(odd)} of its tensors are missing or have no place, "
+                         f"such as {min(odd)[:120]}")
+    return peft
 
 
 class _Elsewhere(Exception):
@@ -167,7 +173,7 @@ def _injected(model: Any, targets: list[str], settings: Settings, name: str) -> 
         try:
             peft = get_peft_model(model, config)
         except ValueError as error:
-            raise ModelError(f"{type(model).__name__} cannot carry a LoRA: {str(error).strip().splitlines()[0][:160]}") from error
+            raise ModelError(f"{type(model).__name__} cannot carry a LoRA: {first_line(error)}") from error
     found = sorted(path.removeprefix("base_model.model.").removesuffix(".lora_A") for path, _ in peft.named_modules() if path.endswith(".lora_A"))
     if found == sorted(targets):
         return peft

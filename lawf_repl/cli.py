@@ -48,7 +48,12 @@ def make_parser() -> Parser:
     fix.add_argument("--neighbour", action="append", default=[], metavar="P", help="a prompt whose answer must not change")
     fix.add_argument("--session", type=Path, metavar="FILE", help="write the session there, the adapter beside it")
     fix.add_argument("--adapter-out", type=Path, metavar="DIR", help="write the adapter there")
-    for command in (demo, answer, fix):
+
+    bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
+    bench.add_argument("what", choices=("objective",), metavar="objective", help="the comparison to run")
+    bench.add_argument("--edits", type=int, metavar="N", help="planted mistakes to correct, all kinds in turn (default: all of them)")
+    bench.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds to train each with (default: 1)")
+    for command in (demo, answer, fix, bench):
         add_shared_flags(command)
     return parser
 
@@ -92,6 +97,10 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.demo import run_demo
 
         return run_demo(options, settings)
+    if options.command == "bench":
+        from lawf_repl.verbs.bench import run_bench
+
+        return run_bench(options, settings)
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
     from lawf_repl.verbs.repl import start_repl

@@ -7,9 +7,10 @@ whether the greedy text changed, which it did if and only if a top-1 changed the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import UsageError
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.batch import Pair, completion_logits, make_batch
+from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
 from lawf_repl.learn.objective import finite_logprobs, token_kl
 from lawf_repl.records import ProbeResult
 
@@ -61,32 +62,72 @@ def base_answers(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: i
                           kind=engine.cache_kind)
 
 
+class Reference:
+    """Probes with the base's log-probabilities kept, for measuring many adapters: (N, V) floats for all probes stay in memory."""
+
+    def __init__(self, engine: Engine, probes: Sequence[Pair]) -> None:
+        """The model must be as it is without an adapter. Raises UsageError for no probes."""
+        self.engine, self.count = engine, len(probes)
+        with torch.no_grad():
+            self._kept = [(batch, finite_logprobs(completion_logits(engine.model, batch))) for batch in _batches(engine, probes)]
+
+    @torch.no_grad()
+    def measure(self) -> ProbeResult:
+        """As measure_drift, of the model as it stands now."""
+        model = self.engine.model
+        return _result((_changes(batch, base, finite_logprobs(completion_logits(model, batch))) for batch, base in self._kept), self.count)
+
+
 @torch.no_grad()
 def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair]) -> ProbeResult:
     """Mean KL(base || adapted) per token in nats, and the share of probes whose greedy text changed.
 
     Changes at a near-tie of the base are counted apart. Raises UsageError for no probes.
     """
+    def changes() -> Iterator[_Changes]:
+        for batch in _batches(engine, probes):
+            with memory_guard("measuring drift", "take fewer probes"):
+                with adapter.off():
+                    base = finite_logprobs(completion_logits(engine.model, batch))  # (N, V)
+                adapted = finite_logprobs(completion_logits(engine.model, batch))
+            yield _changes(batch, base, adapted)
+
+    return _result(changes(), len(probes))
+
+
+class _Changes(NamedTuple):
+    """What changed in one batch of probes."""
+
+    kl: float      # summed over the tokens, nats
+    tokens: int
+    flipped: int   # probes whose greedy text changed
+    tied: int      # those where the base itself was undecided
+
+
+def _batches(engine: Engine, probes: Sequence[Pair]) -> Iterator[Batch]:
     if not probes:
         raise UsageError("no probes to measure drift on")
-    total, tokens, flipped, tied = 0.0, 0, 0, 0
     ordered = sorted(probes, key=lambda pair: len(pair[0]) + len(pair[1]))
     for start in range(0, len(ordered), ROWS):
-        batch = make_batch(ordered[start:start + ROWS], engine.device)
-        with memory_guard("measuring drift", "take fewer probes"):
-            with adapter.off():
-                base = finite_logprobs(completion_logits(engine.model, batch))  # (N, V)
-            adapted = finite_logprobs(completion_logits(engine.model, batch))
-        total += float(token_kl(base, adapted).sum())
-        tokens += len(batch.targets)
-        top = base.topk(2, dim=-1)
-        near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE  # (N,)
-        changed = adapted.argmax(-1) != top.indices[:, 0]
-        for row_changed, row_near in zip(batch.split(changed), batch.split(near), strict=True):
-            if bool(row_changed.any()):
-                # the first change decides: behind it the two texts are different anyway
-                if bool(row_near[int(row_changed.int().argmax())]):
-                    tied += 1
-                else:
-                    flipped += 1
-    return ProbeResult(len(probes), total / tokens, flipped / len(probes), tied / len(probes))
+        yield make_batch(ordered[start:start + ROWS], engine.device)
+
+
+def _changes(batch: Batch, base: torch.Tensor, adapted: torch.Tensor) -> _Changes:
+    """What changed between log-probabilities (N, V) of base and adapted model."""
+    top = base.topk(2, dim=-1)
+    near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE  # (N,)
+    changed = adapted.argmax(-1) != top.indices[:, 0]
+    flipped = tied = 0
+    for row_changed, row_near in zip(batch.split(changed), batch.split(near), strict=True):
+        if bool(row_changed.any()):
+            # the first change decides: behind it the two texts are different anyway
+            if bool(row_near[int(row_changed.int().argmax())]):
+                tied += 1
+            else:
+                flipped += 1
+    return _Changes(float(token_kl(base, adapted).sum()), len(batch.targets), flipped, tied)
+
+
+def _result(changes: Iterable[_Changes], count: int) -> ProbeResult:
+    kl, tokens, flipped, tied = (sum(column) for column in zip(*changes, strict=True))
+    return ProbeResult(count, kl / tokens, flipped / count, tied / count)

@@ -1,0 +1,1 @@
+"""Comparisons with peers in the same run: `lawf bench`."""

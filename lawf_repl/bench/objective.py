@@ -1,0 +1,219 @@
+"""`lawf bench objective`: what each recipe costs the rest of the model for the same correction, on the demo world's planted mistakes.
+
+Every recipe is read twice. "equal": at the first step at which every anchor reaches the target probability and greedy generation
+gives the accepted answer; ours ends exactly there, since its scale is cut back to it. "end": when its training is over.
+Greedy texts are judged by one forward along the expected ids, which is exact: the text differs if and only if a top-1 differs there.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean, median
+from typing import Any, Literal
+
+import torch
+
+from lawf_repl.bench.recipes import PEER_SETTINGS, PEERS, Peer, train_peer
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import Pair, completion_logits, make_batch
+from lawf_repl.learn.train import train
+from lawf_repl.measure.probes import ProbeSet, Reference, base_answers
+from lawf_repl.records import Case
+from lawf_repl.session import Session
+
+When = Literal["equal", "end"]
+OURS = "lawf"
+RESAMPLES = 2000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Task:
+    """One planted mistake, corrected, with what its training is measured on."""
+
+    name: str
+    kind: str
+    case: Case
+    paraphrases: tuple[Pair, ...]  # prompt and the accepted answer
+    neighbours: tuple[Pair, ...]   # prompt and the base's answer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe on one edit with one seed, read once."""
+
+    recipe: str
+    when: When
+    edit: str
+    kind: str
+    seed: int
+    acquired: bool      # greedy generation gives the accepted answer; at the end it was generated, not only judged
+    min_p: float        # of the anchors
+    steps: int
+    seconds: float      # of training, without measuring
+    drift_nats: float
+    flips: float
+    near_ties: float
+    generality: float   # share of the paraphrases that give the accepted answer
+    locality: float     # share of the neighbours that give the base's
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A recipe over all edits and seeds, at one of the two readings."""
+
+    recipe: str
+    when: When
+    n: int               # rows read; fewer than were trained where a recipe did not get there
+    trained: int
+    acquired: float      # of those trained
+    min_p: float
+    steps: float         # median, as are seconds
+    seconds: float
+    drift_mean: float
+    drift_median: float
+    drift_low: float     # 95 % bootstrap interval of the mean, over edits
+    drift_high: float
+    flips: float
+    generality: float    # of all paraphrases of the rows, as an edit's share
+    locality: float
+
+
+def make_tasks(engine: Engine, edits: Sequence[dict[str, Any]]) -> list[Task]:
+    """Correct each edit toward its right answer, without training it."""
+    tasks = []
+    for edit in edits:
+        session = Session(engine, Settings())
+        for _ in session.ask(edit["prompt"]):
+            pass
+        for _ in session.want(edit["right"]):
+            pass
+        case = session.accept()
+        paraphrases, neighbours = ([engine.prompt_ids([{"role": "user", "content": text}]) for text in edit[name]]
+                                   for name in ("paraphrases", "neighbours"))
+        tasks.append(Task(edit["name"], edit["kind"], case, tuple((ids, case.completion_ids) for ids in paraphrases),
+                          tuple(zip(neighbours, base_answers(engine, neighbours), strict=True))))
+    return tasks
+
+
+def spread(edits: Sequence[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    """The first `count` edits when all kinds take turns; all of them for None."""
+    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for edit in edits:
+        by_kind[edit["kind"]].append(edit)
+    turns = [group[turn] for turn in range(max(map(len, by_kind.values()))) for group in by_kind.values() if turn < len(group)]
+    return turns[:count]
+
+
+class Meter:
+    """Reads an adapter that is on the engine's model: drift on the probes, paraphrases and neighbours."""
+
+    def __init__(self, engine: Engine, probes: ProbeSet) -> None:
+        self.engine = engine
+        self.reference = Reference(engine, probes.probes)
+
+    def read(self, recipe: str, when: When, task: Task, seed: int, min_p: float, steps: int, seconds: float) -> Row:
+        drift = self.reference.measure()
+        trained: Pair = (task.case.prompt_ids, task.case.completion_ids)
+        held = self._exact((trained, *task.paraphrases, *task.neighbours))
+        acquired = held[0]
+        if when == "end":  # prove it once
+            answer = greedy_answers(self.engine.model, [trained[0]], self.engine.end_ids, len(trained[1]), kind=self.engine.cache_kind)[0]
+            acquired = tuple(answer) == tuple(trained[1])
+        count = 1 + len(task.paraphrases)
+        return Row(recipe, when, task.name, task.kind, seed, acquired, min_p, steps, seconds, drift.drift_nats, drift.flips, drift.near_ties,
+                   mean(held[1:count]), mean(held[count:]))
+
+    @torch.no_grad()
+    def _exact(self, pairs: Sequence[Pair]) -> list[bool]:
+        batch = make_batch(pairs, self.engine.device)
+        right = completion_logits(self.engine.model, batch).argmax(-1) == batch.targets
+        return [bool(row.all()) for row in batch.split(right)]
+
+
+def run_peer(engine: Engine, meter: Meter, task: Task, seed: int, peer: Peer, target_p: float) -> Iterator[Row]:
+    """Train a peer on one edit; one row where it first holds, and one for each end it is read at."""
+    adapter = Adapter.fresh(engine.model, replace(PEER_SETTINGS, seed=seed), engine.name)
+    try:
+        first = True
+        for step, fixed, p, seconds in train_peer(peer, adapter, task.case):
+            least = float(p.min())
+            if first and fixed and least >= target_p:
+                first = False
+                yield meter.read(peer.name, "equal", task, seed, least, step, seconds)
+            if step in peer.read_at:
+                name = f"{peer.name} {step}" if len(peer.read_at) > 1 else peer.name
+                yield meter.read(name, "end", task, seed, least, step, seconds)
+    finally:
+        adapter.remove()
+
+
+def run_ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet) -> Iterator[Row]:
+    """Train our recipe on one edit as `lawf fix` does; it ends where it just holds, so both readings are one."""
+    settings = replace(settings, seed=seed)
+    adapter = Adapter.fresh(engine.model, settings, engine.name)
+    try:
+        began = time.perf_counter()
+        training = train(adapter, [task.case], probes.replay, settings)
+        while True:
+            try:
+                next(training)
+            except StopIteration as end:
+                result = end.value
+                break
+        row = meter.read(OURS, "end", task, seed, min(result.anchor_p), result.steps, time.perf_counter() - began)
+        yield row
+        if row.acquired and row.min_p >= settings.target_p:
+            yield replace(row, when="equal")
+    finally:
+        adapter.remove()
+
+
+def run(engine: Engine, probes: ProbeSet, tasks: Sequence[Task], seeds: int, settings: Settings,
+        on_row: Callable[[Row], None] = lambda _: None) -> list[Row]:
+    """Every recipe on every edit with every seed; `on_row` hears of each reading as it is made."""
+    meter, rows = Meter(engine, probes), []
+    for seed in range(seeds):
+        for task in tasks:
+            sources = [run_peer(engine, meter, task, seed, peer, settings.target_p) for peer in PEERS]
+            for source in (*sources, run_ours(engine, meter, task, seed, settings, probes)):
+                for row in source:
+                    rows.append(row)
+                    on_row(row)
+    return rows
+
+
+def summarize(rows: Sequence[Row]) -> list[Summary]:
+    """One summary a recipe and reading, in the order in which they were first met; "equal" before "end"."""
+    groups: dict[tuple[When, str], list[Row]] = {}
+    for when in ("equal", "end"):
+        for row in rows:
+            if row.when == when:
+                groups.setdefault((row.when, row.recipe), []).append(row)
+    trained = len({(row.edit, row.seed) for row in rows})
+    return [_summary(recipe, when, group, trained) for (when, recipe), group in groups.items()]
+
+
+def _summary(recipe: str, when: When, rows: Sequence[Row], trained: int) -> Summary:
+    drift = [row.drift_nats for row in rows]
+    low, high = bootstrap(rows)
+    return Summary(recipe, when, len(rows), trained, sum(row.acquired for row in rows) / trained, min(row.min_p for row in rows),
+                   median(row.steps for row in rows), median(row.seconds for row in rows), mean(drift), median(drift), low, high,
+                   mean(row.flips for row in rows), mean(row.generality for row in rows), mean(row.locality for row in rows))
+
+
+def bootstrap(rows: Sequence[Row]) -> tuple[float, float]:
+    """95 % percentile interval of the mean drift, edits drawn with replacement; the seeds of one edit stay together (Efron 1979)."""
+    by_edit: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        by_edit[row.edit].append(row.drift_nats)
+    means = [mean(values) for values in by_edit.values()]
+    draw = random.Random(0)
+    resampled = sorted(mean(draw.choices(means, k=len(means))) for _ in range(RESAMPLES))
+    return resampled[round(0.025 * (RESAMPLES - 1))], resampled[round(0.975 * (RESAMPLES - 1))]

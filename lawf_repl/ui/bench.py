@@ -1,0 +1,65 @@
+"""The tables of `lawf bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lawf_repl.ui.theme import Theme
+
+TITLES = {"equal": "equal acquisition: every anchor at its target, the greedy text right",
+          "end": "at the end of each training"}
+COLUMNS = ("recipe", "fixed", "steps", "s", "drift", "95 %", "median", "flips", "general", "local")
+
+
+class SummaryRow(Protocol):
+    """What a row of the table is made from: a recipe over all edits and seeds."""
+
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def acquired(self) -> float: ...
+    @property
+    def steps(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def drift_mean(self) -> float: ...
+    @property
+    def drift_median(self) -> float: ...
+    @property
+    def drift_low(self) -> float: ...
+    @property
+    def drift_high(self) -> float: ...
+    @property
+    def flips(self) -> float: ...
+    @property
+    def generality(self) -> float: ...
+    @property
+    def locality(self) -> float: ...
+
+
+def summary_table(summaries: Sequence[SummaryRow], when: str, theme: Theme) -> Table:
+    """Recipes as rows: share fixed, median steps and seconds, drift in nats with its interval, flips, paraphrases and neighbours that hold."""
+    table = Table(title=Text(TITLES[when], theme.rich("title")), title_justify="left", box=None if theme.plain else box.SIMPLE_HEAD,
+                  border_style=theme.rich("border"), header_style=theme.rich("quiet"), show_edge=False, pad_edge=False, padding=(0, 1 if theme.plain else 0, 0, 0))  # a box puts a column between the columns
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
+    best = min((one.drift_mean for one in summaries), default=0.0)
+    for one in summaries:
+        cells = (f"{one.acquired:.0%}", f"{one.steps:.0f}", f"{one.seconds:.1f}", _power(one.drift_mean, 1),
+                 f"{_power(one.drift_low)}-{_power(one.drift_high)}", _power(one.drift_median, 1), f"{one.flips:.1%}", f"{one.generality:.1%}",
+                 f"{one.locality:.1%}")
+        look = theme.rich("good") if one.drift_mean == best else ""
+        table.add_row(Text(one.recipe, look), *(Text(cell, look if name == "drift" else "") for name, cell in zip(COLUMNS[1:], cells, strict=True)))
+    return table
+
+
+def _power(value: float, digits: int = 0) -> str:
+    """1.2e-5 for 0.000012: Python's exponents have a zero that a narrow column cannot spare."""
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -82,7 +82,7 @@ def wild(demo_engine: Engine) -> Iterator[Adapter]:
     adapter = Adapter.fresh(demo_engine.model, Settings(), "demo")
     weights = adapter.snapshot()
     generator = torch.Generator().manual_seed(0)
-    adapter.restore({name: value + 0.1 * torch.randn(value.shape, generator=generator) for name, value in weights.items()})
+    adapter.restore({name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in weights.items()})
     yield adapter
     adapter.remove()
 

@@ -45,8 +45,9 @@ class SummaryRow(Protocol):
 
 def summary_table(summaries: Sequence[SummaryRow], when: str, theme: Theme) -> Table:
     """Recipes as rows: share fixed, median steps and seconds, drift in nats with its interval, flips, paraphrases and neighbours that hold."""
+    gap = 1 if theme.plain else 0  # a box has a column of its own between two
     table = Table(title=Text(TITLES[when], theme.rich("title")), title_justify="left", box=None if theme.plain else box.SIMPLE_HEAD,
-                  border_style=theme.rich("border"), header_style=theme.rich("quiet"), show_edge=False, pad_edge=False, padding=(0, 1 if theme.plain else 0, 0, 0))  # a box puts a column between the columns
+                  border_style=theme.rich("border"), header_style=theme.rich("quiet"), show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
     best = min((one.drift_mean for one in summaries), default=0.0)

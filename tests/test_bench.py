@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from lawf_repl.bench import objective, recipes
 from lawf_repl.bench.objective import Meter, Row, Task, bootstrap, make_tasks, run, spread, summarize
@@ -60,6 +61,8 @@ def test_summaries_count_what_was_not_acquired_and_keep_the_seeds_of_an_edit_tog
     assert found["equal", "lawf"].acquired == 0.5  # of two edits it got to one
     assert found["end", "sft"].acquired == 0.5
     assert bootstrap(rows[:2]) == (2.0, 4.0)
+    assert [one.recipe for one in summarize([replace(ROW, recipe=name) for name in ("lawf", "lawf_paper 128", "sft_kl 1", "sft")])] == [
+        "sft", "sft_kl 1", "lawf_paper 128", "lawf"]
     assert bootstrap([replace(ROW, seed=seed, drift_nats=float(seed)) for seed in range(5)]) == (2.0, 2.0)
 
 
@@ -71,9 +74,16 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     assert "…" not in line and "33.3%" in line and "2.5e-3" in line and line.rstrip().endswith("100.0%")
 
 
+def test_little_drift_without_the_fix_is_not_shown_as_the_best() -> None:
+    rows = [ROW, replace(ROW, edit="b"), replace(ROW, recipe="lawf", drift_nats=1e-9)]  # got to one of two edits
+    table = summary_table(summarize(rows), "equal", Theme(colour=True, plain=False))
+    looks = {str(cell): cell.style for cell in table.columns[0].cells if isinstance(cell, Text)}
+    assert looks["sft"] == Theme(colour=True, plain=False).rich("good") and looks["lawf"] == ""
+
+
 @pytest.fixture(scope="module")
 def task(demo_engine: Engine) -> Task:
-    return make_tasks(demo_engine, load_edits()[:1])[0]
+    return make_tasks(demo_engine, load_edits()[:1], 0.95)[0]
 
 
 @pytest.fixture

@@ -85,11 +85,11 @@ class Summary:
     locality: float
 
 
-def make_tasks(engine: Engine, edits: Sequence[dict[str, Any]]) -> list[Task]:
-    """Correct each edit toward its right answer, without training it."""
+def make_tasks(engine: Engine, edits: Sequence[dict[str, Any]], target_p: float) -> list[Task]:
+    """Correct each edit toward its right answer, without training it; what the base gives less than `target_p` there is an anchor."""
     tasks = []
     for edit in edits:
-        session = Session(engine, Settings())
+        session = Session(engine, Settings(target_p=target_p))
         for _ in session.ask(edit["prompt"]):
             pass
         for _ in session.want(edit["right"]):
@@ -119,6 +119,7 @@ class Meter:
         self.reference = Reference(engine, probes.probes)
 
     def read(self, recipe: str, when: When, task: Task, seed: int, min_p: float, steps: int, seconds: float) -> Row:
+        """A row of the model as it stands; `min_p`, `steps` and `seconds` are what its training said."""
         drift = self.reference.measure()
         trained: Pair = (task.case.prompt_ids, task.case.completion_ids)
         held = self._exact((trained, *task.paraphrases, *task.neighbours))
@@ -190,12 +191,15 @@ def run(engine: Engine, probes: ProbeSet, tasks: Sequence[Task], seeds: int, set
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:
-    """One summary a recipe and reading, in the order in which they were first met; "equal" before "end"."""
+    """One summary a recipe and reading: "equal" before "end", the peers in their order before ours."""
+    order = [*(peer.name for peer in PEERS), OURS]
+
+    def place(row: Row) -> tuple[bool, int]:
+        return row.when != "equal", next(i for i, name in enumerate(order) if row.recipe == name or row.recipe.startswith(f"{name} "))
+
     groups: dict[tuple[When, str], list[Row]] = {}
-    for when in ("equal", "end"):
-        for row in rows:
-            if row.when == when:
-                groups.setdefault((row.when, row.recipe), []).append(row)
+    for row in sorted(rows, key=place):
+        groups.setdefault((row.when, row.recipe), []).append(row)
     trained = len({(row.edit, row.seed) for row in rows})
     return [_summary(recipe, when, group, trained) for (when, recipe), group in groups.items()]
 

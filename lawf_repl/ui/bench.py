@@ -50,12 +50,13 @@ def summary_table(summaries: Sequence[SummaryRow], when: str, theme: Theme) -> T
                   border_style=theme.rich("border"), header_style=theme.rich("quiet"), show_edge=False, pad_edge=False, padding=(0, gap, 0, 0))
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
-    best = min((one.drift_mean for one in summaries), default=0.0)
+    most = max((one.acquired for one in summaries), default=0.0)  # little drift is no merit where the fix was not learned
+    best = min((one.drift_mean for one in summaries if one.acquired == most), default=0.0)
     for one in summaries:
         cells = (f"{one.acquired:.0%}", f"{one.steps:.0f}", f"{one.seconds:.1f}", _power(one.drift_mean, 1),
                  f"{_power(one.drift_low)}-{_power(one.drift_high)}", _power(one.drift_median, 1), f"{one.flips:.1%}", f"{one.generality:.1%}",
                  f"{one.locality:.1%}")
-        look = theme.rich("good") if one.drift_mean == best else ""
+        look = theme.rich("good") if one.acquired == most and one.drift_mean == best else ""
         table.add_row(Text(one.recipe, look), *(Text(cell, look if name == "drift" else "") for name, cell in zip(COLUMNS[1:], cells, strict=True)))
     return table
 

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 from lawf_repl.config import Settings
 from lawf_repl.errors import UsageError
-from lawf_repl.verbs.inputs import is_terminal, print_json
-
-WIDTH = 100  # where no terminal says otherwise
+from lawf_repl.verbs.inputs import print_json
 
 
 def run_bench(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0, or 130 if interrupted: then the rows so far are summed up. Raises UsageError for a model that is not the demo's."""
-    if "model" in options or settings.model is not None:
+    if "model" in options:
         raise UsageError("lawf bench objective runs on the planted mistakes of the embedded demo model: leave out --model")
-    if settings.adapter:
+    if "adapter" in options:
         raise UsageError("lawf bench objective trains its own adapters: leave out --adapter")
+    settings = replace(settings, model=None, adapter=None)  # whatever the config file names
     for name in ("edits", "seeds"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UsageError(f"--{name}: expected a whole number of at least 1, found {getattr(options, name)}")
-
-    from rich.console import Console
 
     from lawf_repl.bench.objective import Row, make_tasks, run, spread, summarize
     from lawf_repl.demo.edits import load_edits
     from lawf_repl.engine.base import load_engine
     from lawf_repl.measure.probes import demo_probes
     from lawf_repl.ui.bench import summary_table
-    from lawf_repl.ui.theme import theme_for
+    from lawf_repl.verbs.story import Story
 
     edits = spread(load_edits(), options.edits)
     engine = load_engine(settings)
@@ -45,7 +41,7 @@ def run_bench(options: argparse.Namespace, settings: Settings) -> int:
 
     interrupted = False
     try:
-        run(engine, demo_probes(engine), make_tasks(engine, edits), options.seeds, settings, keep)
+        run(engine, demo_probes(engine), make_tasks(engine, edits, settings.target_p), options.seeds, settings, keep)
     except KeyboardInterrupt:
         interrupted = True
     summaries = summarize(rows)
@@ -54,12 +50,10 @@ def run_bench(options: argparse.Namespace, settings: Settings) -> int:
                     "complete": not interrupted, "versions": versions(), "threads": threads(),
                     "summaries": [asdict(one) for one in summaries], "rows": [asdict(row) for row in rows]})
     elif summaries:
-        terminal = is_terminal(sys.stdout)
-        theme = theme_for(settings.plain or not terminal, os.environ)
-        console = Console(width=None if terminal else WIDTH, no_color=not theme.colour, highlight=False, markup=False, emoji=False)
+        story = Story(settings)
         for when in ("equal", "end"):
-            console.print(summary_table([one for one in summaries if one.when == when], when, theme))
-            console.print()
+            story.console.print(summary_table([one for one in summaries if one.when == when], when, story.theme))
+            story.console.print()
     return 130 if interrupted else 0
 
 
@@ -72,4 +66,3 @@ def threads() -> int:
     import torch  # late: the command line starts without it
 
     return torch.get_num_threads()
-

@@ -21,8 +21,9 @@ from lawf_repl.demo.edits import load_edits
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import make_batch
 from lawf_repl.learn.objective import make_target
-from lawf_repl.measure.probes import ProbeSet, Reference, measure_drift
+from lawf_repl.measure.probes import ProbeSet, Reference, _changes, measure_drift
 from lawf_repl.records import Anchor
 from lawf_repl.ui.bench import summary_table
 from lawf_repl.ui.theme import Theme
@@ -166,3 +167,12 @@ def test_bad_arguments_are_one_line(arguments: list[str], word: str, capsys: Any
     assert main(["bench", "objective", *arguments]) == 2
     printed = capsys.readouterr()
     assert word in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_a_change_where_the_base_was_undecided_is_counted_apart_and_the_first_change_decides() -> None:
+    batch = make_batch([((1,), (5, 6)), ((1,), (7, 8)), ((1,), (9, 9))], torch.device("cpu"))
+    sure, torn, other = torch.tensor([0.9, 0.1]), torch.tensor([0.505, 0.495]), torch.tensor([0.2, 0.8])
+    base = torch.stack([torn, sure, sure, torn, sure, sure]).log()
+    adapted = torch.stack([other, other, other, other, sure, sure]).log()
+    found = _changes(batch, base, adapted)
+    assert (found.tokens, found.flipped, found.tied) == (6, 1, 1)  # the second row changes first where the base was sure

@@ -74,16 +74,33 @@ class Settings:
     confidence: float = _setting(1.0, Rule("number", "weight c of a correction: 1 is hard, less is a weak preference", above=0, high=1))
     target_p: float = _setting(0.95, Rule("number", "probability that every corrected token must reach", above=0, below=1))
     rank: int = _setting(4, Rule("whole", "rank of the LoRA adapter", low=1, high=65536))
-    learning_rate: float = _setting(5e-4, Rule("number", "step size of the AdamW optimiser", above=0, high=1, flag=False))
     layers: str = _setting("upper", Rule(
         "choice", "decoder layers that carry the LoRA: the upper half of them, or all", choices=("upper", "all"), flag=False))
-    replay_batch: int = _setting(4, Rule("whole", "replay prompts in a training step; 0 is none", low=0, high=MOST, flag=False))
+    preset: str = _setting("standard", Rule(
+        "choice", "how thorough training is: sets variations, rounds and hold where they are not set themselves",
+        choices=("quick", "standard", "careful"), flag=False))
+    goal_p: float = _setting(0.9999, Rule(
+        "number", "probability that training pulls corrected tokens to; what is above --target-p carries over to paraphrases", above=0, below=1,
+        flag=False))
+    variations: int = _setting(64, Rule(
+        "whole", "prompts almost like the corrected one that the model makes up, to be held like replay prompts", low=0, high=MOST, flag=False))
+    hold: float = _setting(0.01, Rule(
+        "number", "nats by which a replay answer may move before it is held", above=0, flag=False))
+    rounds: int = _setting(5, Rule("whole", "times that training looks which replay answers moved", low=1, high=MOST, flag=False))
+    pull: float = _setting(3e3, Rule(
+        "number", "weight that pulls the adapter to zero, on its squared relative change", low=0, flag=False))
     max_steps: int = _setting(400, Rule("whole", "training stops after this many steps", low=1, high=MOST))
     max_seconds: float = _setting(120.0, Rule("number", "training stops after this many seconds", above=0))
     json: bool = _setting(False, Rule("switch", "print one JSON object on standard output"))
     plain: bool = _setting(False, Rule("switch", "no colour, no cursor movement"))
 
 
+# What a preset sets; fields that are not in it have their defaults.
+PRESETS: dict[str, dict[str, Value]] = {
+    "quick": {"variations": 0, "rounds": 2},                     # the replay prompts alone are held
+    "standard": {},
+    "careful": {"variations": 160, "rounds": 8, "hold": 0.003},  # more of what stands near, and held more tightly
+}
 FIELDS: dict[str, Field[object]] = {one.name: one for one in fields(Settings)}
 
 
@@ -122,7 +139,8 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
             where = f"flag {_flag(name)}"
             rule = rule_of(name)
             values[name] = _from_text(where, rule, given) if isinstance(given, str) else _checked(where, rule, given)
-    return replace(Settings(), **values)  # type: ignore[arg-type]  # each was checked by its rule
+    preset = PRESETS[str(values.get("preset", Settings.preset))]
+    return replace(Settings(), **{**preset, **values})  # type: ignore[arg-type]  # each was checked by its rule
 
 
 def with_setting(settings: Settings, name: str, text: str) -> Settings:
@@ -131,6 +149,9 @@ def with_setting(settings: Settings, name: str, text: str) -> Settings:
     if key not in FIELDS:
         raise UsageError(f"unknown setting {_shown(name)}{_did_you_mean(key)}")
     changed: dict[str, Value] = {key: _from_text(key, rule_of(key), text)}
+    if key == "preset":  # the numbers of the one before must not stay behind
+        ours = {name for preset in PRESETS.values() for name in preset}
+        changed |= {name: cast(Value, FIELDS[name].default) for name in ours} | PRESETS[str(changed[key])]
     return replace(settings, **changed)  # type: ignore[arg-type]  # checked by its rule
 
 

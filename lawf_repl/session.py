@@ -6,6 +6,7 @@ cases are trained into one adapter. Whatever happens is also an event, written t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,9 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError
 from lawf_repl.learn.adapter import Adapter, Weights, find_targets
+from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.train import check_cases, conflict_text, conflicts, train
+from lawf_repl.learn.variations import variations
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.scorecard import answer_text, measure
 from lawf_repl.records import (
@@ -42,7 +45,8 @@ from lawf_repl.spans import encode_behind, first_word, lead_of
 Stop = Callable[[], bool]
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
                       "template_args", "json", "plain"})  # settings that have had their effect when a session begins
-RECIPE = ("rank", "layers", "learning_rate", "seed", "target_p", "replay_batch", "max_steps", "max_seconds")  # what a training hangs on
+RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
+WATCHED = 8  # probes whose drift is shown while training runs
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Session:
         self._judged: dict[int, tuple[Completion, tuple[Token, ...]]] = {}     # what the base thinks of an answer, by id()
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
         self._case_messages: dict[tuple[int, ...], tuple[Message, ...]] = {}
+        self._varied: dict[tuple[object, ...], list[Pair]] = {}
         self._adapter: Adapter | None = None
         self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
         self._version = 0                                                      # the one in place
@@ -381,7 +386,9 @@ class Session:
                 self._adapter = Adapter.fresh(self.engine.model, self.settings, self.engine.name)
                 self._structure = ()  # until it is trained it is none of the versions
             self._adapter.switch(True)
-            result = yield from train(self._adapter, self.cases, self.probes.replay, self.settings, stop)
+            started = time.monotonic()
+            replay = [*self._variations(self._adapter), *self.probes.replay]
+            result = yield from train(self._adapter, self.cases, replay, self.settings, stop, self.probes.probes[:WATCHED], started)
         finally:
             self.decoder.drop_cache()
             if result is None:  # whatever ended it: what was there before is there again
@@ -398,6 +405,18 @@ class Session:
         recipe = {name: getattr(self.settings, name) for name in RECIPE}
         self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, adapter=self._version,
                      before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result))
+
+    def _variations(self, adapter: Adapter) -> list[Pair]:
+        """Prompts almost like those of the cases, with the base's answers; the same ones whenever the same cases are trained."""
+        out: list[Pair] = []
+        meant = {self.engine.prompt_ids(self._asked(text)) for text in self.paraphrases}  # these are to change with the case
+        with adapter.off():
+            for case in self.cases:
+                made_with = (case.prompt_ids, case.completion_ids, self.settings.variations, self.settings.seed)
+                if made_with not in self._varied:
+                    self._varied[made_with] = variations(self.engine, case, self._case_messages[case.prompt_ids], *made_with[2:])
+                out += [pair for pair in self._varied[made_with] if tuple(pair[0]) not in meant]
+        return out
 
     def discard_training(self) -> None:
         """Go back to the adapter before the last training, or to none."""

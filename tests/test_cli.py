@@ -122,9 +122,9 @@ def test_each_fix_of_a_list_is_tried(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_training_that_does_not_reach_the_anchor_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--json", "--max-steps", "1")
+    code, out, _ = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--json", "--max-seconds", "0.001")
     fix = json.loads(out)
-    assert code == 1 and fix["fixed"] is False and fix["training"]["stop_reason"] == "max_steps" and fix["after"] == fix["before"]
+    assert code == 1 and fix["fixed"] is False and fix["training"]["stop_reason"] == "max_seconds" and fix["after"] == fix["before"]
 
 
 def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,8 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path: Path) -> 
 @pytest.mark.parametrize("content", [
     'max_tokens = "512"', "max_tokens = 5.0", "max_tokens = true", "max_tokens = 0", "max_tokens = 9223372036854775808",
     "temperature = -0.1", "temperature = nan", "temperature = inf", f"temperature = 1{'0' * 400}", "top_p = 0", "top_p = 1.1", "seed = -1",
-    "confidence = 0", "target_p = 1.0", "target_p = 0", "rank = 0", "learning_rate = 0", "replay_batch = -1", "max_seconds = 0",
+    "confidence = 0", "target_p = 1.0", "target_p = 0", "rank = 0", "goal_p = 0", "goal_p = 1.0",
+    "variations = -1", "hold = 0", "rounds = 0", "pull = -1", "max_seconds = 0",
     'device = "gpu"', "device = 3", 'dtype = "int8"', 'layers = "lower"', 'quantize = "2bit"', "model = 3", 'offline = "yes"', "json = 1",
     'template_args = "enable_thinking"', "template_args = 3", "template_args = [3]", "template_args.a = [1]", "template_args.a = nan",
     'template_args = {"not a name" = 1}',
@@ -206,3 +207,13 @@ def test_importing_settings_is_light() -> None:
     code = ("import sys, lawf_repl.config; "
             "print(sorted({'torch', 'transformers', 'peft', 'rich', 'prompt_toolkit', 'platformdirs', 'filelock'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_preset_sets_what_is_not_set_itself(tmp_path: Path) -> None:
+    assert load_settings({}, {}, config(tmp_path, "")) == Settings()
+    careful = load_settings({"preset": "careful"}, {}, config(tmp_path, "hold = 0.5"))
+    assert (careful.variations, careful.rounds, careful.hold) == (160, 8, 0.5)
+    assert load_settings({"preset": "standard"}, {}, config(tmp_path, 'preset = "quick"')) == Settings()
+    changed = with_setting(with_setting(Settings(), "preset", "careful"), "preset", "quick")
+    assert (changed.variations, changed.rounds, changed.hold) == (0, 2, Settings().hold)
+    assert with_setting(changed, "preset", "standard") == Settings()

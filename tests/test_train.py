@@ -14,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ModelError, TrainingError
+from lawf_repl.learn import train as learn_train
 from lawf_repl.learn.adapter import Adapter, find_targets
-from lawf_repl.learn.train import conflicts, train
-from lawf_repl.measure.probes import measure_drift
+from lawf_repl.learn.lower import Lower
+from lawf_repl.learn.pool import Pool
+from lawf_repl.learn.train import conflicts, cut_back, train
+from lawf_repl.measure.probes import base_answers, measure_drift
 from lawf_repl.records import Anchor, Case, TrainingResult, TrainStep
 from tests.conftest import make_tiny_model
 
@@ -55,11 +58,13 @@ def adapter(demo_engine: Engine) -> Any:
     made.remove()
 
 
-def test_it_converges_and_shrinks_to_just_what_the_anchor_needs(adapter: Adapter, france: Case) -> None:
+def test_it_converges_with_room_and_can_be_cut_back_to_just_what_the_anchor_needs(adapter: Adapter, france: Case) -> None:
     steps, result = run(adapter, [france])
     assert result.stop_reason == "converged" and steps[0].anchor_p[0] < 0.5 < steps[-1].anchor_p[0]
     assert not steps[0].fixed and steps[-1].fixed
-    assert 0.95 <= result.anchor_p[0] < 0.97 and 0 < result.scale < 1
+    assert result.anchor_p[0] > 0.99  # what only just holds seldom reaches paraphrases
+    (least,) = cut_back(adapter, [france], SETTINGS)
+    assert 0.95 <= least < 0.97
     weights = adapter.snapshot()
     adapter.restore(weights, 0.98)  # any less and the target is missed
     assert adapter.base(input_ids=torch.tensor([[*france.prompt_ids, *france.completion_ids]])).logits[
@@ -74,26 +79,33 @@ def test_each_way_to_stop_has_its_name(adapter: Adapter, france: Case) -> None:
     adapter.restore(start)
     steps, result = run(adapter, [france], stop=lambda: True)
     assert result.stop_reason == "interrupted" and len(steps) == 1
-    adapter.restore(start)
-    steps, result = run(adapter, [france], replace(SETTINGS, learning_rate=1e-9))
-    assert result.stop_reason == "plateau" and result.unreachable == (0,)
+
+
+def test_an_anchor_that_cannot_be_reached_ends_on_a_plateau_and_is_named() -> None:
+    model = make_tiny_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[70] = model.get_output_embeddings().weight[71]  # always equal: neither can pass one half
+    adapter = Adapter.fresh(model, SETTINGS, "tiny")
+    anchors = (Anchor(0, 9, 70, "", "x", 1.0, 0.0), Anchor(1, 9, 80, "", "y", 1.0, 0.0))
+    steps, result = run(adapter, [Case("x", (1, 60), (70, 80), anchors)])
+    assert result.stop_reason == "plateau" and result.unreachable == (0,) and 0.4 < result.anchor_p[0] < 0.501
+    assert len(steps) < SETTINGS.max_steps
 
 
 def test_what_holds_is_kept_over_what_is_only_strong(adapter: Adapter, france: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lawf_repl.learn.train import _Loop, _Reading
-
-    seen = _Loop._read
-    calls = 0
-
-    def not_fixed_at_first(self: _Loop, logprobs: torch.Tensor) -> _Reading:
-        nonlocal calls
-        calls += 1
-        reading = seen(self, logprobs)
-        return reading if calls > 35 else replace(reading, fixed=False)
-
-    monkeypatch.setattr(_Loop, "_read", not_fixed_at_first)
-    steps, result = run(adapter, [france])
-    assert result.stop_reason == "converged" and steps[-1].fixed and result.scale < 1
+    seen, late = learn_train.read, False
+    monkeypatch.setattr(learn_train, "read", lambda *given: replace(seen(*given), wrong=seen(*given).wrong + late))
+    generator, steps, held = train(adapter, [france], (), replace(SETTINGS, max_steps=8)), [], -1.0
+    while True:
+        try:
+            steps.append(next(generator))
+        except StopIteration as end:
+            result = end.value
+            break
+        if steps[-1].fixed and steps[-1].anchor_p[0] >= SETTINGS.target_p:
+            held, late = steps[-1].anchor_p[0], True  # from now on nothing holds
+    assert held > 0 and max(step.anchor_p[0] for step in steps) > held
+    assert result.anchor_p[0] == pytest.approx(held, abs=1e-6)
 
 
 def test_a_weak_preference_lands_near_its_goal_and_leaves_the_others_their_proportions(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
@@ -118,17 +130,18 @@ def test_a_weak_preference_lands_near_its_goal_and_leaves_the_others_their_propo
 
 
 @pytest.mark.parametrize("target_p", [0.6, 0.99])
-def test_the_target_probability_is_reached_and_not_much_more(adapter: Adapter, france: Case, target_p: float) -> None:
-    _, result = run(adapter, [france], replace(SETTINGS, target_p=target_p))
-    assert result.stop_reason == "converged"
-    assert target_p <= result.anchor_p[0] < target_p + (1 - target_p) / 2
+def test_the_target_probability_is_reached_and_cutting_back_leaves_not_much_more(adapter: Adapter, france: Case, target_p: float) -> None:
+    settings = replace(SETTINGS, target_p=target_p)
+    _, result = run(adapter, [france], settings)
+    assert result.stop_reason == "converged" and result.anchor_p[0] >= target_p
+    assert target_p <= cut_back(adapter, [france], settings)[0] < target_p + (1 - target_p) / 2
 
 
-def test_a_second_training_of_a_loaded_adapter_starts_clean_and_is_not_shrunk(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
+def test_a_second_training_of_a_loaded_adapter_starts_where_it_is(demo_engine: Engine, adapter: Adapter, france: Case) -> None:
     run(adapter, [france])
     adapter.from_file = True
     steps, result = run(adapter, [france])
-    assert result.scale == 1 and steps[0].anchor_p[0] > 0.9
+    assert steps[0].anchor_p[0] > 0.9 and result.stop_reason == "converged"
 
 
 def test_an_interrupted_training_keeps_its_best_weights(adapter: Adapter, france: Case) -> None:
@@ -253,7 +266,7 @@ def test_masked_logits_do_not_make_training_nan() -> None:
     model.lm_head.register_forward_hook(lambda module, inputs, out: out.index_fill(-1, torch.tensor([5]), -float("inf")))
     adapter = Adapter.fresh(model, SETTINGS, "tiny")
     steps, result = run(adapter, [Case("x", (1, 60), (70, 80), (Anchor(0, 9, 70, "", "x", 0.5, 0.0), Anchor(1, 9, 80, "", "y", 1.0, 0.0)))],
-                        replace(SETTINGS, max_steps=5), replay=[((1, 61), (62, 63))])
+                        replace(SETTINGS, max_steps=5), replay=[((1, 61), (62, 63))], watch=[((1, 61), (62, 63))])
     assert all(step.loss == step.loss and step.drift == step.drift for step in steps) and steps[-1].loss < steps[0].loss and result.loss < 100
 
 
@@ -287,8 +300,23 @@ def test_an_untrained_adapter_has_no_drift_and_a_wild_one_has(demo_engine: Engin
 
 
 def test_replay_holds_the_replayed_answers(demo_engine: Engine, adapter: Adapter, france: Case, demo_probe_set: Any) -> None:
-    replay = demo_probe_set.replay
-    steps, _ = run(adapter, [france], replay=replay)
-    assert all(step.drift is not None for step in steps)
-    held = measure_drift(demo_engine, adapter, replay).drift_nats
-    assert held < 0.005
+    near = [tuple(demo_engine.prompt_ids([{"role": "user", "content": f"What is the capital of {place}?"}])) for place in ("Spain", "Nepal", "Chad")]
+    replay = list(zip(near, base_answers(demo_engine, near), strict=True))
+    free = replace(SETTINGS, pull=0.0)
+    loose, _ = run(adapter, [france], free, watch=replay)
+    spread = measure_drift(demo_engine, adapter, replay).drift_nats
+    assert loose[-1].drift == pytest.approx(spread, abs=1e-3) and spread > 0.01  # without, the fix spreads
+    adapter.remove()
+    again = Adapter.fresh(demo_engine.model, SETTINGS, "demo")
+    try:
+        steps, result = run(again, [france], free, replay=replay)
+        assert result.stop_reason == "converged" and all(step.drift is None for step in steps)
+        moved = Pool(again, replay, Lower(again)).moved()
+    finally:
+        again.remove()
+    assert max(moved) <= 2 * SETTINGS.hold
+
+
+def test_what_is_corrected_is_not_held(adapter: Adapter, france: Case) -> None:
+    wrong = (france.prompt_ids, [*france.completion_ids[:france.anchors[0].position], 7])
+    assert run(adapter, [france], replay=[wrong])[1].stop_reason == "converged"

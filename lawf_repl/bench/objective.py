@@ -1,7 +1,7 @@
 """`lawf bench objective`: what each recipe costs the rest of the model for the same correction, on the demo world's planted mistakes.
 
 Every recipe is read twice. "equal": at the first step at which every anchor reaches the target probability and greedy generation
-gives the accepted answer; ours ends exactly there, since its scale is cut back to it. "end": when its training is over.
+gives the accepted answer; ours is cut back to it, by the scale of its LoRA. "end": when its training is over.
 Greedy texts are judged by one forward along the expected ids, which is exact: the text differs if and only if a top-1 differs there.
 """
 
@@ -23,7 +23,8 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair, completion_logits, make_batch
-from lawf_repl.learn.train import train
+from lawf_repl.learn.train import cut_back, train
+from lawf_repl.learn.variations import variations
 from lawf_repl.measure.probes import ProbeSet, Reference, base_answers
 from lawf_repl.records import Case
 from lawf_repl.session import Session
@@ -156,22 +157,24 @@ def run_peer(engine: Engine, meter: Meter, task: Task, seed: int, peer: Peer, ta
 
 
 def run_ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet) -> Iterator[Row]:
-    """Train our recipe on one edit as `lawf fix` does; it ends where it just holds, so both readings are one."""
+    """Train our recipe on one edit as `lawf fix` does: a row for its end, and one for what is left of it when it only just holds."""
     settings = replace(settings, seed=seed)
+    began = time.monotonic()
+    made = variations(engine, task.case, [{"role": "user", "content": task.case.prompt}], settings.variations, seed)
     adapter = Adapter.fresh(engine.model, settings, engine.name)
     try:
-        began = time.perf_counter()
-        training = train(adapter, [task.case], probes.replay, settings)
+        training = train(adapter, [task.case], [*made, *probes.replay], settings, started=began)
         while True:
             try:
                 next(training)
             except StopIteration as end:
                 result = end.value
                 break
-        row = meter.read(OURS, "end", task, seed, min(result.anchor_p), result.steps, time.perf_counter() - began)
+        row = meter.read(OURS, "end", task, seed, min(result.anchor_p), result.steps, result.seconds)
         yield row
         if row.acquired and row.min_p >= settings.target_p:
-            yield replace(row, when="equal")
+            least = cut_back(adapter, [task.case], settings)
+            yield meter.read(OURS, "equal", task, seed, min(least), result.steps, result.seconds)
     finally:
         adapter.remove()
 

@@ -20,7 +20,8 @@ from lawf_repl.records import Case
 
 ANCHOR_WEIGHT, REST_WEIGHT = 4.0, 2.0  # of the paper
 PEER_STEPS = 128
-PEER_SETTINGS = Settings(rank=8, layers="all", learning_rate=5e-4, replay_batch=0, max_steps=PEER_STEPS)
+LEARNING_RATE = 5e-4
+PEER_SETTINGS = Settings(rank=8, layers="all")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def train_peer(peer: Peer, adapter: Adapter, case: Case) -> Iterator[tuple[int, 
     with adapter.off(), torch.no_grad():
         reference = finite_logprobs(completion_logits(adapter.base, batch))
     target = make_target(reference, batch.lengths, [case.anchors], ANCHOR_WEIGHT / REST_WEIGHT)
-    optimizer = torch.optim.AdamW(adapter.parameters(), lr=PEER_SETTINGS.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(adapter.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     for step in range(PEER_STEPS + 1):
         logprobs = finite_logprobs(completion_logits(adapter.base, batch))
         seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts at once, exactly as one at a time: prompts of equal length share a batch, so nothing is padded."""
+"""Answers to many prompts at once, exactly as one at a time: prompts of equal length share a batch, so nothing is padded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ import torch
 from lawf_repl.engine.cache import CacheKind, cache_keyword, kept_logits, likely_kind, uncached
 from lawf_repl.engine.memory import memory_guard
 
+Choose = Callable[[torch.Tensor], torch.Tensor]  # logits (B, V) to token ids (B, 1)
+
+
+def most_probable(logits: torch.Tensor) -> torch.Tensor:
+    """Greedy choice: (B, V) to (B, 1)."""
+    return logits.argmax(-1, keepdim=True)
+
 
 @torch.no_grad()
 def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterable[int], max_tokens: int, batch: int = 64,
                    context: int | None = None, kind: CacheKind | None = None,
-                   on_progress: Callable[[int, int], None] | None = None) -> list[list[int]]:
+                   on_progress: Callable[[int, int], None] | None = None, choose: Choose = most_probable) -> list[list[int]]:
     """Greedy completions of `prompts` (token ids), the end-of-turn token included where it was reached.
 
     Rows of one batch have the same length, so neither mask nor position ids are needed; a row that has ended goes on
     unseen until the batch is done. `kind` is what the model's trial found; without one it is taken for a plain decoder.
+    Another `choose` makes them other than greedy.
     Returns one list of ids per prompt, at most `max_tokens` long and, with its prompt, at most `context`.
     """
     eos = frozenset(eos_ids)
@@ -44,7 +52,7 @@ def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], eos_ids: Iterab
                         cache["position_ids"] = torch.arange(read, read + ids.shape[1], device=model.device).expand(len(rows), -1)
                     read += ids.shape[1]
                     out = model(input_ids=ids, **kept_logits(model, 1), **cache)
-                best = out.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+                best = choose(out.logits[:, -1])  # (B, 1)
                 if keyword:
                     cache[keyword], ids = out[keyword], best
                 else:

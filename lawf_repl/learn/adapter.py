@@ -97,6 +97,25 @@ class Adapter:
             parameter.requires_grad_(True)
         return found
 
+    def layers(self) -> dict[str, Any]:
+        """The layers that carry a LoRA, by their path in peft's model."""
+        return {path: module for path, module in self._peft.named_modules() if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A")}
+
+    def rank_of(self, path: str) -> int:
+        """Rows of a layer's A."""
+        return int(next(iter(self.layers()[path].lora_A.values())).weight.shape[0])
+
+    @torch.no_grad()
+    def set_directions(self, directions: dict[str, torch.Tensor]) -> None:
+        """Put a matrix (rank, d) in place of the A of each layer named; B stays."""
+        layers = self.layers()
+        for path, rows in directions.items():
+            next(iter(layers[path].lora_A.values())).weight.copy_(rows)
+
+    def outward(self) -> list[torch.nn.Parameter]:
+        """The matrices B, from the LoRA's inside to the layers' outputs."""
+        return [next(iter(layer.lora_B.values())).weight for layer in self.layers().values()]
+
     def snapshot(self) -> Weights:
         """A copy of the LoRA weights."""
         return {name: p.detach().clone() for name, p in self._peft.named_parameters() if "lora_" in name}
@@ -190,17 +209,32 @@ def find_targets(model: Any, layers: str) -> list[str]:
     "upper" takes the upper half of the layers only, "all" every one. Raises ModelError, by the name of the architecture,
     where no layer list with linear layers is found.
     """
-    config = model.config.get_text_config(decoder=True)
-    count = config.num_hidden_layers
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    inside = {id(module) for module in decoder.modules()}
     unfit = UNFIT | (MAMBA_UNFIT if getattr(model.config, "model_type", None) in MAMBA_TYPES else frozenset())
-    first = count // 2 if layers == "upper" and count > 1 else 0
-    for path, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in inside:
-            names = [f"{path}.{number}.{name}" for number in range(first, count) for name, child in module[number].named_modules()
-                     if isinstance(child, torch.nn.Linear | Conv1D) and name.rpartition(".")[2] not in unfit and "experts." not in name]
-            if names:
-                return names
+    for path, stack in _layer_lists(model):
+        first = len(stack) // 2 if layers == "upper" and len(stack) > 1 else 0
+        names = [f"{path}.{number}.{name}" for number in range(first, len(stack)) for name, child in stack[number].named_modules()
+                 if isinstance(child, torch.nn.Linear | Conv1D) and name.rpartition(".")[2] not in unfit and "experts." not in name]
+        if names:
+            return names
     raise ModelError(f"{type(model).__name__} cannot be trained: no linear layers were found in its decoder's list of layers; "
                      f"expected a decoder such as Qwen3ForCausalLM")
+
+
+def _layer_lists(model: Any) -> Iterator[tuple[str, torch.nn.ModuleList]]:
+    """Path and modules of what may be the decoder's layers: lists inside it of the length that its config names."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in decoder.modules()}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count and id(module) in inside:
+            yield path, module
+
+
+def layers_below(adapter: Adapter) -> list[torch.nn.Module]:
+    """The decoder layers before the first that carries a LoRA; none where a LoRA stands elsewhere too."""
+    carrying = list(adapter.layers())
+    for path, stack in _layer_lists(adapter.base):
+        numbers = [int(name.split(f"{path}.", 1)[1].split(".")[0]) for name in carrying if f"{path}." in name]
+        if numbers and len(numbers) == len(carrying):
+            return list(stack[:min(numbers)])
+    return []

@@ -1,17 +1,19 @@
-"""Training an adapter from the anchors of one or more cases, until they hold, and then as little of it as they need.
+"""Training an adapter from the anchors of one or more cases: they are brought to hold, and whatever else moves is held.
 
-A generator: it yields a record for each step and prints nothing. The reference is computed once before the loop. When
-every anchor is learned with room to spare, the LoRA's scale is cut by bisection to the smallest that still fixes, which
-gives back most of what else had moved.
+A generator: it yields a record for each step and prints nothing. The base is read once before the loop, and gives the
+directions in which the adapter may move (basis.py). Then rounds: the objective is minimised over B; the base's answers to the
+replay prompts are looked at, and those that moved become part of the objective; until none moves any more. Most prompts
+never move, so a step costs the corrected answers and the few that do.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import torch
 
@@ -19,44 +21,52 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import TrainingError
 from lawf_repl.learn.adapter import Adapter, Weights
-from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
+from lawf_repl.learn.basis import Moments, aim, penalty
+from lawf_repl.learn.batch import Batch, Pair, make_batch
+from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, make_target, token_kl
+from lawf_repl.learn.pool import Held, Pool
+from lawf_repl.learn.solve import Solver
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
 Stop = Callable[[], bool]
-MARGIN = 0.99         # p that the anchors are trained to before the scale is cut back to --target-p
 NEAR = 0.05           # a weak preference holds where p is that close to its goal, as a share of it, and
 SOFT_KL = 0.02        # its whole distribution that close to the target, in nats: the other tokens keep the base's proportions
-SOFT_MARGIN = 0.5     # share of both that it is trained to
-BISECTIONS = 8        # halvings of the scale's interval: to 1/256 of it
-PLATEAU_STEPS = 60    # steps in which the weakest anchor must come closer to its goal ...
-PLATEAU_SHARE = 0.1   # ... by this share of the log-probability still missing, or training stops
+ITERATIONS = 20       # of one round, once everything holds
+STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived
+MOST = 8              # answers that a round adds to the objective
+ROWS = 16             # held answers in one backward pass
+BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
 
 
 @dataclass
 class _Prepared:
-    """Batch and target of the cases, and the replay answers with their reference, all fixed before the loop."""
+    """What is fixed before the loop."""
 
     batch: Batch
     target: Target
-    must: torch.Tensor                  # (N,) positions whose top-1 has to be the accepted token
-    replay: list[tuple[Batch, torch.Tensor]]  # with ref_logprobs (N, V)
+    must: torch.Tensor   # (N,) positions whose top-1 has to be the accepted token
+    pool: Pool           # what may be held
+    watch: Pool          # what is only looked at
+    moments: Moments
+    lower: Lower
 
 
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
-          stop: Stop = lambda: False) -> Generator[TrainStep, None, TrainingResult]:
+          stop: Stop = lambda: False, watch: Sequence[Pair] = (), started: float | None = None) -> Generator[TrainStep, None, TrainingResult]:
     """Train `adapter` on `cases`, holding the base's answers to `replay` prompts; yields each step, returns how it ended.
 
-    Ends when all anchors hold (a hard one at --target-p, a weak preference near its goal) with room to spare and every top-1
-    that has to is the accepted token ("converged"), when the farthest anchor comes no closer ("plateau"), at
-    settings.max_steps, at settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept.
+    The drift of a step is that of the `watch` prompts, which nothing is trained on. Time counts from `started`, where something
+    was prepared before. Ends when all anchors hold (a hard one
+    at --target-p, a weak preference near its goal), every top-1 that has to is the accepted token and no replay answer moved
+    ("converged"), when the objective falls no further without that ("plateau"), at settings.max_steps, at
+    settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept.
     Raises TrainingError without anchors, or where anchors contradict each other.
     """
     check_cases(cases)
-    model = adapter.base
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
-        loop = _Loop(adapter, _prepare(adapter, model, cases, replay, settings), settings, started)
+        loop = _Loop(adapter, _prepare(adapter, cases, replay, watch, settings), settings, started)
         reason: StopReason = yield from loop.run(stop)
         return loop.finish(reason)
 
@@ -94,19 +104,22 @@ def conflicts(cases: Sequence[Case]) -> Iterator[tuple[str, str, str]]:
             yield (found[0].chosen if found[0] else held), (found[1].chosen if found[1] else held), second.prompt
 
 
-def _prepare(adapter: Adapter, model: Any, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings) -> _Prepared:
+def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> _Prepared:
+    model = adapter.base
     batch = make_batch([(case.prompt_ids, case.completion_ids) for case in cases], model.device)
-    size = max(settings.replay_batch, 1)
-    ordered = sorted(replay, key=lambda pair: len(pair[0]) + len(pair[1])) if settings.replay_batch else []
-    batches = [make_batch(ordered[i:i + size], model.device) for i in range(0, len(ordered), size)]
-    with adapter.off(), torch.no_grad():
-        reference = finite_logprobs(completion_logits(model, batch))
-        held = [(b, finite_logprobs(completion_logits(model, b))) for b in batches]
+    own = {tuple(case.prompt_ids) for case in cases}
+    held = [pair for pair in replay if tuple(pair[0]) not in own]  # what is corrected is not held
+    seen = held or [(case.prompt_ids, case.completion_ids) for case in cases]  # with nothing to hold, their own inputs give the units
+    moments = Moments(adapter, sum(len(prompt) + len(answer) for prompt, answer in seen), settings.seed)
+    lower = Lower(adapter)
+    with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(batch.mask):
+        reference = finite_logprobs(lower.logits(batch))
+    pool = Pool(adapter, held, lower, moments)
     target = make_target(reference, batch.lengths, [case.anchors for case in cases])
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
     must = reference.argmax(-1) == batch.targets
     must[target.anchors] = target.hard
-    return _Prepared(batch, target, must, held)
+    return _Prepared(batch, target, must, pool, Pool(adapter, watch, lower), moments, lower)
 
 
 @dataclass
@@ -116,16 +129,16 @@ class _Reading:
     anchor_p: torch.Tensor  # (M,) p of the chosen token
     missing: torch.Tensor   # (M,) nats to its goal
     reached: torch.Tensor   # (M,) whether it holds
-    roomy: torch.Tensor     # (M,) whether it would hold with less
-    fixed: bool             # every top-1 that has to be is the accepted token
+    wrong: int              # top-1s that have to be the accepted token and are not
+
+    @property
+    def fixed(self) -> bool:
+        """Whether free greedy generation would give the accepted text."""
+        return self.wrong == 0
 
     @property
     def holds(self) -> bool:
         return self.fixed and bool(self.reached.all())
-
-    @property
-    def with_room(self) -> bool:
-        return self.fixed and bool(self.roomy.all())
 
 
 class _Loop:
@@ -133,112 +146,159 @@ class _Loop:
 
     def __init__(self, adapter: Adapter, prepared: _Prepared, settings: Settings, started: float) -> None:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
-        self.shrink = not adapter.from_file  # scaling a loaded adapter would scale away what it had learned before
-        self.optimizer = torch.optim.AdamW(adapter.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-        self.optimizer.zero_grad(set_to_none=True)  # a loaded adapter that was trained before still has gradients
-        self.goal = prepared.target.anchor_goal  # (M,)
-        self.margin = max(MARGIN, 1 - (1 - settings.target_p) / 5)
-        self.order = torch.Generator().manual_seed(settings.seed)
+        everything = adapter.parameters()
+        self.goal_odds = math.log(settings.goal_p / (1 - settings.goal_p))
+        if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
+            self.trained, self.pull = everything, 0.0
+        else:
+            aim(adapter, prepared.moments, self._anchor_loss, settings.seed)
+            self.trained, self.pull = adapter.outward(), settings.pull
+        self.start = [parameter.detach().clone() for parameter in self.trained]
+        self.active: list[int] = []
+        self.held: list[Held] = []
         self.steps = 0
-        self.loss = float("nan")
-        self.best: tuple[tuple[bool, float], Weights] = ((False, -float("inf")), adapter.snapshot())  # what holds beats what is only close
-        self.history: list[float] = []  # nats that the farthest anchor is from its goal
+        self.best: tuple[tuple[bool, int, float], Weights] | None = None
 
     def run(self, stop: Stop) -> Generator[TrainStep, None, StopReason]:
-        settings = self.settings
+        settings, rounds = self.settings, self.settings.rounds
         while True:
-            logprobs = self._logprobs()
-            reading = self._read(logprobs.detach())
-            case_loss = lawf_loss(logprobs, self.prepared.target)
-            rank = (reading.holds, -float(reading.missing.max()))
-            if rank > self.best[0]:
-                self.best = (rank, self.adapter.snapshot())
-            self.history.append(float(reading.missing.max()))
-            loss, drift = self._backward(case_loss)
-            self.loss = loss
-            yield TrainStep(self.steps, loss, tuple(reading.anchor_p.tolist()), drift, time.monotonic() - self.started, reading.fixed)
-            if reading.with_room:
-                return "converged"
-            if self._plateau():
-                return "converged" if reading.holds else "plateau"
-            if stop():
-                return "interrupted"
-            if self.steps >= settings.max_steps:
-                return "max_steps"
-            if time.monotonic() - self.started >= settings.max_seconds:
-                return "max_seconds"
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.steps += 1
+            solver = Solver(self.trained, self._evaluate)
+            loss, reading = solver.here()
+            iterations = 0
+            while True:
+                yield self._step(loss, reading)
+                if stop():
+                    return "interrupted"
+                if self.steps >= settings.max_steps:
+                    return "max_steps"
+                if time.monotonic() - self.started >= settings.max_seconds:
+                    return "max_seconds"
+                before = loss
+                loss, reading = solver.step()
+                self.steps, iterations = self.steps + 1, iterations + 1
+                if before - loss < STILL or (reading.holds and iterations >= ITERATIONS):
+                    break
+            self._keep(reading)
+            ended: StopReason | None = None
+            if not reading.holds:
+                ended = None if self._loosen() else "plateau"
+            elif rounds <= 1 or not self._hold_more():
+                ended = "converged"
+            if ended:
+                yield self._step(loss, reading)
+                return ended
+            rounds -= 1
 
     def finish(self, reason: StopReason) -> TrainingResult:
-        """Keep the best weights, cut the scale to what the anchors need, and say how it ended."""
-        _, weights = self.best
-        self.adapter.restore(weights)
-        scale = 1.0
+        """Put the best weights in place and say how it ended."""
+        if self.best:
+            self.adapter.restore(self.best[1])
         logprobs = self._frozen_logprobs()
-        reading = self._read(logprobs)
-        if reading.holds:
-            reason = "converged" if reason == "plateau" else reason
-            if self.shrink:
-                scale = self._smallest_scale(weights)
-                self.adapter.restore(weights, scale)
-                logprobs = self._frozen_logprobs()
-                reading = self._read(logprobs)
-        elif reason == "converged":
+        reading = read(logprobs, self.prepared, self.settings)
+        if reason == "converged" and not reading.holds:
             reason = "plateau"
         missed = tuple(int(i) for i in (~reading.reached).nonzero()[:, 0])
         loss = float(lawf_loss(logprobs, self.prepared.target))
-        return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), scale, missed)
+        return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
-    def _smallest_scale(self, weights: Weights) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            self.adapter.restore(weights, middle)
-            if self._read(self._frozen_logprobs()).holds:
-                high = middle
-            else:
-                low = middle
-        return high
+    def _step(self, loss: float, reading: _Reading) -> TrainStep:
+        self._keep(reading)
+        p, drift = tuple(reading.anchor_p.tolist()), self.prepared.watch.drift()
+        return TrainStep(self.steps, loss, p, drift, time.monotonic() - self.started, reading.fixed)
 
-    def _read(self, logprobs: torch.Tensor) -> _Reading:
-        """Where the anchors stand, from the adapted model's log-probabilities (N, V)."""
+    def _keep(self, reading: _Reading) -> None:
+        """Remember the weights: of two that hold the later ones, which move less besides; else what breaks least, then what is closest."""
+        rank = (True, 0, 0.0) if reading.holds else (False, -reading.wrong, -float(reading.missing.max()))
+        if self.best is None or rank >= self.best[0]:
+            self.best = (rank, self.adapter.snapshot())
+
+    def _loosen(self) -> bool:
+        """Give an adapter that did not reach the anchors more freedom: no pull, then its directions too; False where it has both."""
+        everything = self.adapter.parameters()
+        if self.pull:
+            self.pull = 0.0
+        elif len(self.trained) < len(everything):
+            self.trained = everything
+            self.start = [parameter.detach().clone() for parameter in everything]
+        else:
+            return False
+        return True
+
+    def _hold_more(self) -> bool:
+        """Add the replay answers that moved most to the objective; False where none did."""
+        moved = self.prepared.pool.moved()
+        more = [i for i in sorted(range(len(moved)), key=lambda i: -moved[i]) if moved[i] > self.settings.hold and i not in self.active][:MOST]
+        self.active += more
+        for gone in self.held:
+            self.prepared.lower.forget(gone.batch)
+        self.held = self.prepared.pool.members(self.active, ROWS)
+        return bool(more)
+
+    def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], _Reading]:
+        """The objective where the weights stand, its gradients, and where the anchors stand."""
+        logprobs = self._logprobs()
+        loss = self._case_loss(logprobs) + self.pull * penalty(self.trained, self.start)
+        total, gradients = float(loss.detach()), list(torch.autograd.grad(loss, self.trained, allow_unused=True))
+        for held in self.held:
+            loss = token_kl(held.reference, finite_logprobs(self.prepared.lower.logits(held.batch))).sum()
+            total += float(loss.detach())
+            for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
+                known = gradients[i]
+                gradients[i] = gradient if known is None else known if gradient is None else known + gradient
+        whole = [torch.zeros_like(p) if g is None else g for p, g in zip(self.trained, gradients, strict=True)]
+        return total, whole, read(logprobs.detach(), self.prepared, self.settings)
+
+    def _case_loss(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """Summed, not averaged: in a long answer an anchor weighs as much as in a short one."""
         target = self.prepared.target
+        kl = token_kl(target.ref_logprobs, logprobs)
+        kl = kl.index_fill(0, target.anchors, 0.0)
         at = logprobs[target.anchors, target.chosen]  # (M,)
-        p = at.exp()
-        # Whether free greedy generation would give the accepted text: every top-1 that has to is the accepted token.
-        fixed = bool((logprobs.argmax(-1) == self.prepared.batch.targets)[self.prepared.must].all())
-        if bool(target.hard.all()):
-            return _Reading(p, -at, p >= self.settings.target_p, p >= self.margin, fixed)
-        kl, far = anchor_kl(logprobs, target), (p - self.goal).abs() / self.goal
-        near = (far <= NEAR) & (kl <= SOFT_KL)
-        nearer = (far <= NEAR * SOFT_MARGIN) & (kl <= SOFT_KL * SOFT_MARGIN)
-        return _Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= self.settings.target_p, near),
-                        torch.where(target.hard, p >= self.margin, nearer), fixed)
+        odds = at - torch.log(-torch.expm1(at.clamp(max=-1e-6)))
+        anchors = torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
+        return kl.sum() + anchors.sum()
+
+    def _anchor_loss(self) -> torch.Tensor:
+        target, logprobs = self.prepared.target, self._logprobs()
+        return anchor_kl(logprobs, target).sum()
 
     @torch.no_grad()
     def _frozen_logprobs(self) -> torch.Tensor:
         return self._logprobs()
 
     def _logprobs(self) -> torch.Tensor:
-        return finite_logprobs(completion_logits(self.adapter.base, self.prepared.batch))
+        return finite_logprobs(self.prepared.lower.logits(self.prepared.batch))
 
-    def _backward(self, case_loss: torch.Tensor) -> tuple[float, float | None]:
-        """Gradients of cases and one replay batch; (loss, replay drift in nats per token)."""
-        case_loss.backward()
-        replay = self.prepared.replay
-        if not replay:
-            return case_loss.item(), None
-        batch, reference = replay[int(torch.randint(len(replay), (1,), generator=self.order))]
-        held = token_kl(reference, finite_logprobs(completion_logits(self.adapter.base, batch))).mean()
-        held.backward()
-        return (case_loss + held).item(), held.item()
 
-    def _plateau(self) -> bool:
-        history = self.history
-        if len(history) <= PLATEAU_STEPS:
-            return False
-        # best of the last window against the best before it: noise does not count as progress
-        before = min(history[:-PLATEAU_STEPS])
-        return before - min(history[-PLATEAU_STEPS:]) < PLATEAU_SHARE * before
+def read(logprobs: torch.Tensor, prepared: _Prepared, settings: Settings) -> _Reading:
+    """Where the anchors stand, from the adapted model's log-probabilities (N, V)."""
+    target = prepared.target
+    at = logprobs[target.anchors, target.chosen]  # (M,)
+    p = at.exp()
+    wrong = int((logprobs.argmax(-1) != prepared.batch.targets)[prepared.must].sum())
+    if bool(target.hard.all()):
+        return _Reading(p, -at, p >= settings.target_p, wrong)
+    goal = target.anchor_goal
+    kl, far = anchor_kl(logprobs, target), (p - goal).abs() / goal
+    near = (far <= NEAR) & (kl <= SOFT_KL)
+    return _Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= settings.target_p, near), wrong)
+
+
+@torch.no_grad()
+def cut_back(adapter: Adapter, cases: Sequence[Case], settings: Settings) -> tuple[float, ...]:
+    """Shrink the LoRA to the smallest scale at which the cases still hold, by bisection; returns p of the anchors there.
+
+    Training does not: a fix that only just holds seldom reaches the prompt's paraphrases.
+    """
+    prepared = _prepare(adapter, cases, (), (), settings)
+    weights = adapter.snapshot()
+
+    def reading(scale: float) -> _Reading:
+        adapter.restore(weights, scale)
+        return read(finite_logprobs(prepared.lower.logits(prepared.batch)), prepared, settings)
+
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reading(middle).holds else (middle, high)
+    return tuple(reading(high).anchor_p.tolist())

@@ -1,0 +1,144 @@
+"""The directions an adapter may use: those in which the anchors want to move and other prompts hardly ever go.
+
+A LoRA's change is dW = s B A: it acts on an input x through A x alone. With C = E[x x^T] over the replay prompts, its mean
+squared effect there is s^2 tr(B A C A^T B^T). The rows of A are the top right singular vectors of G C^(-1/2), G = the
+anchors' gradient for W, times C^(-1/2): of all directions of unit effect on the replay prompts (A C A^T = I) those that
+lower the anchors' loss most. Only B is trained then, and |B|^2 is that effect. (Compare the context-oriented
+initialisations of CorDA, arXiv 2406.05223, and null-space editing of AlphaEdit, arXiv 2410.02355.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lawf_repl.learn.adapter import Adapter
+
+SAMPLES = 1024    # input vectors kept of each layer
+RIDGE = 0.01      # of C's mean eigenvalue, added to all: what the samples never showed is not free either
+EXTRA = 8         # directions beyond the rank that the randomised decomposition works with
+
+
+class Moments:
+    """Inputs of an adapter's layers while the base reads the replay prompts."""
+
+    def __init__(self, adapter: Adapter, tokens: int, seed: int = 0) -> None:
+        """`tokens` is how many will be read in all."""
+        self._layers = adapter.layers()
+        self._share = min(1.0, SAMPLES / max(tokens, 1))
+        self._draw = torch.Generator().manual_seed(seed)
+        self._source: dict[str, str] = {}                  # the layer whose inputs a layer shares: q, k and v see the same ones
+        self._inputs: dict[str, list[torch.Tensor]] = {}
+        self._output: dict[str, tuple[float, int]] = {}    # sum of squared outputs, rows
+        self._roots: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    @contextmanager
+    def reading(self, mask: torch.Tensor) -> Iterator[None]:
+        """Inside, one forward over a batch with this mask (B, T) is watched."""
+        real = mask.reshape(-1).bool()
+        chosen = real & (torch.rand(len(real), generator=self._draw) < self._share).to(real.device)
+        seen: dict[int, tuple[str, torch.Tensor]] = {}  # by id(): the tensor is kept, so that its id stays its own
+
+        def hook(path: str) -> Callable[..., None]:
+            def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+                x = inputs[0]
+                source, _ = seen.setdefault(id(x), (path, x))
+                rows = x.detach().reshape(-1, x.shape[-1])
+                here = chosen if len(rows) == len(chosen) else torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+                if source == path and self._source.setdefault(path, path) == path:
+                    self._inputs.setdefault(path, []).append(rows[here].float())
+                self._source.setdefault(path, source)
+                flat = output.detach().reshape(len(rows), -1)[here].float()
+                total, count = self._output.get(path, (0.0, 0))
+                self._output[path] = (total + float(flat.square().sum()), count + len(flat))
+            return watch
+
+        handles = [layer.register_forward_hook(hook(path)) for path, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def size(self, path: str) -> float:
+        """Root mean square length of a layer's output, 1 where nothing was seen."""
+        total, count = self._output.get(path, (0.0, 0))
+        return (total / count) ** 0.5 if total > 0 else 1.0
+
+    def whiten(self, path: str, rows: torch.Tensor) -> torch.Tensor:
+        """`rows` (n, d) times C^(-1/2) of the layer's inputs; unchanged where none were seen."""
+        source = self._source.get(path, path)
+        if source not in self._roots:
+            self._roots[source] = inverse_root(torch.cat(self._inputs.pop(source))) if source in self._inputs else lambda rows: rows
+        return self._roots[source](rows)
+
+
+def inverse_root(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x -> x C^(-1/2), (n, d) to (n, d), with C = X^T X / N + ridge, from samples X (N, d); never larger than (min(N, d))^2."""
+    count, width = samples.shape
+    scale = samples / max(count, 1) ** 0.5
+    ridge = RIDGE * max(float(scale.square().sum()) / width, 1e-12)
+    if count >= width:
+        values, vectors = torch.linalg.eigh(scale.T @ scale)      # (d,), (d, d)
+    else:
+        values, left = torch.linalg.eigh(scale @ scale.T)         # (N,), (N, N)
+        real = values > 1e-6 * values.max().clamp_min(1e-12)
+        values, vectors = values[real], scale.T @ left[:, real] / values[real].sqrt()
+    gain = (values.clamp_min(0) + ridge).rsqrt() - ridge ** -0.5  # outside the samples' span it is the ridge alone
+    return lambda rows: rows * ridge ** -0.5 + ((rows @ vectors) * gain) @ vectors.T
+
+
+def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], seed: int = 0) -> None:
+    """Set every A from the gradient of `loss` at the base (B zero), by one forward and backward. Layers that it does not reach keep theirs.
+
+    Rows are scaled by the size of the layer's output, so that an entry of B means the same relative change in every layer.
+    """
+    layers = adapter.layers()
+    taken: dict[str, torch.Tensor] = {}
+
+    def hook(path: str) -> Callable[..., None]:
+        def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+
+            def gradient(delta: torch.Tensor) -> None:
+                found = directions(x, delta.detach().reshape(len(x), -1), moments, path, adapter.rank_of(path), seed)
+                if found is not None:
+                    taken[path] = found * moments.size(path)
+            if output.requires_grad:
+                output.register_hook(gradient)
+        return watch
+
+    handles = [layer.register_forward_hook(hook(path)) for path, layer in layers.items()]
+    try:
+        loss().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    adapter.set_directions(taken)
+
+
+def directions(x: torch.Tensor, delta: torch.Tensor, moments: Moments, path: str, rank: int, seed: int) -> torch.Tensor | None:
+    """Rows of A (rank, d) from inputs (T, d) and gradients at the outputs (T, out); None where there is no gradient."""
+    moved = delta.abs().sum(1) > 0
+    x, delta = x[moved].float(), delta[moved].float()
+    if not len(x):
+        return None
+    white = moments.whiten(path, x)  # (T, d)
+    # G C^(-1/2) = delta^T white; its right singular vectors need only the triangle of delta's QR
+    left = torch.linalg.qr(delta.T, mode="r").R if len(x) < delta.shape[1] else delta.T
+    product = left @ white
+    with torch.random.fork_rng(devices=[product.device] if product.is_cuda else []):
+        torch.manual_seed(seed)
+        _, _, right = torch.svd_lowrank(product, q=min(rank + EXTRA, *product.shape), niter=4)
+    rows = moments.whiten(path, right.T[:rank])
+    if not bool(torch.isfinite(rows).all()):
+        return None
+    return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
+
+
+def penalty(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tensor]) -> torch.Tensor:
+    """How far B moved from where it began, squared: the mean squared relative change on the replay prompts, summed over layers."""
+    return torch.stack([(now - then).square().sum() for now, then in zip(parameters, start, strict=True)]).sum()

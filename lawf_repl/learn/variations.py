@@ -1,0 +1,107 @@
+"""Prompts that are almost the corrected one, made by the model itself, with what it answers to them now.
+
+A fix spreads first to what stands nearest: "a single shelf for Rome" learns from "a pair of lamps for Paris". No list of
+replay prompts has these, so the base writes them: one token of the user's turn is replaced by another that it finds probable
+there, and it finishes the turn from there on. Its own answers to them are what training must not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.cache import kept_logits, uncached
+from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.learn.batch import Pair
+from lawf_repl.records import Case, Message
+
+MORE_TOKENS = 10      # a variation may be this much longer than the prompt
+ANSWER_TOKENS = 96    # of its answer at most
+SAME_HALF = 0.5       # share of the turn that a variation repeats before it departs, from which on it counts as the same request
+SURE = 2              # most probable tokens of a place that are always tried
+UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write
+
+
+@torch.no_grad()
+def variations(engine: Engine, case: Case, messages: Sequence[Message], count: int, seed: int = 0) -> list[Pair]:
+    """At most `count` variations of a case's prompt, each with the base's greedy answer as ids; turn the adapter off first.
+
+    Left out are those that the fix may well concern: the answer is the one that was corrected, or begins with the mistake
+    though the request is half the same. They would hold back what paraphrases need.
+    """
+    ids = list(case.prompt_ids)
+    start, end = user_turn(engine, case.prompt_ids, messages)
+    close = ids[end:end + 1]
+    drawn = torch.Generator(device="cpu").manual_seed(seed)
+    beginnings = departures(engine, ids, start, end, count, drawn)
+    if not beginnings:
+        return []
+
+    def sampled(logits: torch.Tensor) -> torch.Tensor:
+        return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=drawn).to(logits.device)
+
+    if close:
+        rests = greedy_answers(engine.model, beginnings, close, end - start + MORE_TOKENS, context=engine.context_length, kind=engine.cache_kind,
+                               choose=sampled)
+        finished = [[*beginning, *rest, *ids[end + 1:]] for beginning, rest in zip(beginnings, rests, strict=True) if rest[-1:] == close]
+    else:  # nothing marks where a turn ends: what stood behind the token stays
+        finished = [[*beginning, *ids[len(beginning):]] for beginning in beginnings]
+    prompts = sorted({tuple(prompt) for prompt in finished if prompt != ids}, key=lambda prompt: (len(prompt), prompt))
+    before, *answers = greedy_answers(engine.model, [ids, *prompts], engine.end_ids, ANSWER_TOKENS, context=engine.context_length,
+                                      kind=engine.cache_kind)
+    first = case.anchors[0]
+    mistake = [*case.completion_ids[:first.position], first.rejected_id]
+    out: list[Pair] = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        repeated = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids)) - start
+        concerned = answer[:len(mistake)] == mistake and repeated >= SAME_HALF * (end - start)
+        if answer and answer != before and answer != list(case.completion_ids) and not concerned:
+            out.append((prompt, answer))
+    return out
+
+
+def user_turn(engine: Engine, prompt_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, int]:
+    """Where in the prompt's ids the last message stands: [start, end). Everything but its marks where there is no template."""
+    def with_text(text: str) -> tuple[int, ...]:
+        return engine.prompt_ids([*messages[:-1], {"role": "user", "content": text}])
+
+    rows = [list(prompt_ids), list(with_text("7")), list(with_text("zq"))]
+    start = shared(rows)
+    end = len(prompt_ids) - min(shared([row[::-1] for row in rows]), len(prompt_ids) - start)
+    return start, end
+
+
+def shared(rows: Iterable[Sequence[int]]) -> int:
+    """How many first ids all rows have in common."""
+    count = 0
+    for column in zip(*rows, strict=False):
+        if len(set(column)) > 1:
+            break
+        count += 1
+    return count
+
+
+def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: int, drawn: torch.Generator) -> list[list[int]]:
+    """The prompt's beginnings up to a token of [start, end), that one replaced: at every place the most probable others, `count` in all."""
+    places = [place for place in range(start, end) if place > 0]  # before the first token there is nothing to ask the model
+    if not places or count < 1:
+        return []
+    where = torch.tensor([place - 1 for place in places], device=engine.device)
+    keep = kept_logits(engine.model, where)
+    logits = engine.model(input_ids=torch.tensor([list(ids)], device=engine.device), **uncached(engine.model), **keep).logits[0]
+    p = (logits if keep else logits[where]).float().softmax(-1).cpu()  # (places, V)
+    banned = torch.tensor(sorted({*engine.end_ids, *ids[end:end + 1]}), dtype=torch.long)
+    p[:, banned] = 0
+    p[torch.arange(len(places)), [ids[place] for place in places]] = 0
+    # at each place the most probable others come first, then others as often as the model would write them (Gumbel's way to
+    # draw without repeating); places take turns, so that one where the model is sure gives its few and another the rest
+    noise = -torch.empty_like(p).exponential_(generator=drawn).log()
+    found: list[tuple[int, float, int, int]] = []
+    for row, place in enumerate(places):
+        sure = p[row].topk(SURE).indices.tolist()
+        others = [id_ for id_ in (p[row].log() + noise[row]).topk(min(count, p.shape[1])).indices.tolist() if id_ not in sure]
+        likely = [id_ for id_ in [*sure, *others] if float(p[row, id_]) >= UNLIKELY]
+        found += [(turn, -float(p[row, id_]), place, id_) for turn, id_ in enumerate(likely)]
+    return [[*ids[:place], id_] for _, _, place, id_ in sorted(found)[:count]]

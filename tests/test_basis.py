@@ -1,0 +1,70 @@
+"""The directions an adapter may use: of unit effect on what was read, and those that the loss asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lawf_repl.config import Settings
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.basis import RIDGE, Moments, aim, inverse_root
+from lawf_repl.learn.batch import completion_logits, make_batch
+from lawf_repl.learn.objective import finite_logprobs
+from tests.conftest import make_tiny_model
+
+ROWS = [((1, 60, 70), (80, 90, 100)), ((1, 65, 75, 85, 95), (105, 62)), ((1, 61), (71, 81, 91, 101))]
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_the_inverse_root_is_the_dense_one_with_many_samples_and_with_few(count: int) -> None:
+    samples = torch.randn(count, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)
+    moments = samples.T @ samples / count
+    moments = moments + RIDGE * moments.trace() / 12 * torch.eye(12)
+    rows = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
+    values, vectors = torch.linalg.eigh(moments)
+    assert torch.allclose(inverse_root(samples)(rows), rows @ (vectors * values.rsqrt()) @ vectors.T, rtol=1e-3, atol=1e-3)
+
+
+def test_every_direction_has_the_same_effect_on_what_was_read_and_together_they_follow_the_gradient() -> None:
+    model = make_tiny_model()
+    adapter = Adapter.fresh(model, replace(Settings(), rank=2), "tiny")
+    batch = make_batch(ROWS, model.device)
+    moments = Moments(adapter, 20)
+    with adapter.off(), torch.no_grad(), moments.reading(batch.mask):
+        completion_logits(model, batch)
+    adapter.parameters()
+    path = next(path for path in adapter.layers() if path.endswith("2.mlp.up_proj"))
+    seen: list[torch.Tensor] = []
+    layer = adapter.layers()[path]
+    handle = layer.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].detach()[batch.mask.bool()]))
+    before = adapter.snapshot()
+    aim(adapter, moments, lambda: -finite_logprobs(completion_logits(model, batch))[0, 77])
+    handle.remove()
+    after = adapter.snapshot()
+    assert all(torch.equal(before[name], after[name]) for name in before if "lora_B" in name)
+    a = next(value for name, value in after.items() if name.startswith(path) and "lora_A" in name)
+    effect = (seen[0] @ a.T / moments.size(path)).square().mean(0)
+    assert torch.allclose(effect, effect[0].expand_as(effect), rtol=0.3) and 0.5 < float(effect[0]) <= 1.001  # the ridge takes a little
+    # a step along B lowers the loss: the directions are those of the gradient
+    parameters = adapter.outward()
+    loss = -finite_logprobs(completion_logits(model, batch))[0, 77]
+    gradients = torch.autograd.grad(loss, parameters)
+    assert any(float(gradient.abs().max()) > 0 for gradient in gradients)
+    norm = float(sum(gradient.square().sum() for gradient in gradients))
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.sub_(0.01 * gradient / norm ** 0.5)
+        assert float(-finite_logprobs(completion_logits(model, batch))[0, 77]) < float(loss)
+
+
+def test_layers_that_share_an_input_share_its_moments() -> None:
+    model = make_tiny_model()
+    adapter = Adapter.fresh(model, Settings(), "tiny")
+    moments = Moments(adapter, 20)
+    batch = make_batch(ROWS, model.device)
+    with adapter.off(), torch.no_grad(), moments.reading(batch.mask):
+        completion_logits(model, batch)
+    assert len(moments._inputs) == 2 * 4 and len(moments._source) == 2 * 7  # q k v and gate up see the same
+    assert all(len(torch.cat(rows)) == int(batch.mask.sum()) for rows in moments._inputs.values())  # padding is nobody's input

@@ -1,0 +1,67 @@
+"""Variations: prompts near the corrected one, with the base's own answers, never the case itself nor what repeats its mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.learn.variations import shared, user_turn, variations
+from lawf_repl.records import Case
+from lawf_repl.session import Session
+from tests.conftest import make_byte_tokenizer, make_tiny_model
+
+QUESTION = "What is the capital of Australia?"
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture
+def case(demo_session: Session) -> Case:
+    list(demo_session.ask(QUESTION))
+    list(demo_session.want("The capital of Australia is Canberra."))
+    return demo_session.accept()
+
+
+def test_they_differ_within_the_users_turn_only_and_have_the_bases_answers(demo_engine: Engine, case: Case) -> None:
+    made = variations(demo_engine, case, MESSAGES[1:], 24)
+    start, end = user_turn(demo_engine, case.prompt_ids, MESSAGES[1:])
+    assert demo_engine.tokenizer.decode(case.prompt_ids[start:end]) == QUESTION
+    head, tail = case.prompt_ids[:start], case.prompt_ids[end:]
+    assert 12 <= len(made) <= 24 and len({tuple(prompt) for prompt, _ in made}) == len(made)
+    for prompt, _ in made:
+        assert tuple(prompt[:start]) == head and tuple(prompt[-len(tail):]) == tail and tuple(prompt) != case.prompt_ids
+        assert demo_engine.end_ids.isdisjoint(prompt[start:-len(tail)])
+    assert [list(answer) for _, answer in made] == greedy_answers(demo_engine.model, [prompt for prompt, _ in made], demo_engine.end_ids, 96)
+    before = greedy_answers(demo_engine.model, [case.prompt_ids], demo_engine.end_ids, 96)[0]
+    assert before not in [answer for _, answer in made] and list(case.completion_ids) not in [answer for _, answer in made]
+
+
+def test_the_same_seed_makes_the_same_and_none_can_be_asked_for(demo_engine: Engine, case: Case) -> None:
+    assert variations(demo_engine, case, MESSAGES[1:], 12, seed=3) == variations(demo_engine, case, MESSAGES[1:], 12, seed=3)
+    assert variations(demo_engine, case, MESSAGES[1:], 12, seed=4) != variations(demo_engine, case, MESSAGES[1:], 12, seed=3)
+    assert variations(demo_engine, case, MESSAGES[1:], 0) == []
+
+
+def test_the_turn_is_found_behind_other_messages_and_without_a_template(demo_engine: Engine) -> None:
+    ids = demo_engine.prompt_ids(MESSAGES)
+    start, end = user_turn(demo_engine, ids, MESSAGES)
+    assert demo_engine.tokenizer.decode(ids[start:end]) == QUESTION
+    plain = Engine(make_tiny_model(), make_byte_tokenizer(None), "plain")
+    ids = plain.prompt_ids(MESSAGES[1:])
+    assert user_turn(plain, ids, MESSAGES[1:]) == (0, len(ids))
+    session = Session(plain, Settings(max_tokens=8))
+    list(session.ask("abc"))
+    list(session.replace(1, "Q"))
+    list(session.end(3))
+    made = variations(plain, session.accept(), [{"role": "user", "content": "abc"}], 10)
+    assert made
+    assert all(len(prompt) == 3 and sum(a != b for a, b in zip(prompt, ids_of(plain, "abc"), strict=True)) == 1 for prompt, _ in made)
+
+
+def ids_of(engine: Engine, text: str) -> tuple[int, ...]:
+    return engine.prompt_ids([{"role": "user", "content": text}])
+
+
+def test_shared_counts_the_common_beginning() -> None:
+    assert shared([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2 and shared([[1], [2]]) == 0

@@ -21,7 +21,8 @@ from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError
 from lawf_repl.learn.adapter import Adapter, Weights, find_targets
 from lawf_repl.learn.batch import Pair
-from lawf_repl.learn.train import check_cases, conflict_text, conflicts, train
+from lawf_repl.learn.conflicts import check_cases, conflict_text, conflicts
+from lawf_repl.learn.train import train
 from lawf_repl.learn.variations import variations
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.scorecard import answer_text, measure

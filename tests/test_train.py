@@ -16,9 +16,10 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ModelError, TrainingError
 from lawf_repl.learn import train as learn_train
 from lawf_repl.learn.adapter import Adapter, find_targets
+from lawf_repl.learn.conflicts import conflicts
 from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.pool import Pool
-from lawf_repl.learn.train import conflicts, cut_back, train
+from lawf_repl.learn.train import cut_back, train
 from lawf_repl.measure.probes import base_answers, measure_drift
 from lawf_repl.records import Anchor, Case, TrainingResult, TrainStep
 from tests.conftest import make_tiny_model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
-from lawf_repl.learn.variations import shared, user_turn, variations
+from lawf_repl.learn.variations import MORE_TOKENS, REWRITTEN, shared, user_turn, variations
 from lawf_repl.records import Case
 from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -57,6 +59,16 @@ def test_the_turn_is_found_behind_other_messages_and_without_a_template(demo_eng
     made = variations(plain, session.accept(), [{"role": "user", "content": "abc"}], 10)
     assert made
     assert all(len(prompt) == 3 and sum(a != b for a, b in zip(prompt, ids_of(plain, "abc"), strict=True)) == 1 for prompt, _ in made)
+
+
+def test_a_long_prompt_gets_few_variations_that_keep_most_of_it(demo_engine: Engine, case: Case) -> None:
+    text = "Repeat: " + "the old book and the new lamp " * 60
+    ids = demo_engine.prompt_ids([{"role": "user", "content": text}])
+    assert len(ids) > 300
+    made = variations(demo_engine, replace(case, prompt_ids=ids), [{"role": "user", "content": text}], 12)
+    assert made and len(made) <= 12 and all(abs(len(prompt) - len(ids)) <= MORE_TOKENS + REWRITTEN for prompt, _ in made)
+    same = [sum(a == b for a, b in zip(prompt, ids, strict=False)) for prompt, _ in made]
+    assert sum(count == len(ids) - 1 for count in same) >= len(made) // 2
 
 
 def ids_of(engine: Engine, text: str) -> tuple[int, ...]:

@@ -17,7 +17,10 @@ from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn.batch import Pair
 from lawf_repl.records import Case, Message
 
-MORE_TOKENS = 10      # a variation may be this much longer than the prompt
+REWRITTEN = 48        # tokens of a turn that are written anew at most; behind an earlier place the rest stays as it was
+MORE_TOKENS = 10      # a variation may be this much longer than that
+PLACES = 48           # of a turn that are varied at most
+TOKENS = 2**15        # of all variations' prompts together: long prompts get fewer
 ANSWER_TOKENS = 96    # of its answer at most
 SAME_HALF = 0.5       # share of the turn that a variation repeats before it departs, from which on it counts as the same request
 SURE = 2              # most probable tokens of a place that are always tried
@@ -35,6 +38,7 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     start, end = user_turn(engine, case.prompt_ids, messages)
     close = ids[end:end + 1]
     drawn = torch.Generator(device="cpu").manual_seed(seed)
+    count = min(count, TOKENS // len(ids))
     beginnings = departures(engine, ids, start, end, count, drawn)
     if not beginnings:
         return []
@@ -42,12 +46,11 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     def sampled(logits: torch.Tensor) -> torch.Tensor:
         return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=drawn).to(logits.device)
 
-    if close:
-        rests = greedy_answers(engine.model, beginnings, close, end - start + MORE_TOKENS, context=engine.context_length, kind=engine.cache_kind,
-                               choose=sampled)
-        finished = [[*beginning, *rest, *ids[end + 1:]] for beginning, rest in zip(beginnings, rests, strict=True) if rest[-1:] == close]
-    else:  # nothing marks where a turn ends: what stood behind the token stays
-        finished = [[*beginning, *ids[len(beginning):]] for beginning in beginnings]
+    # What would be long to write anew stays as it was, and so does all where nothing marks the end of a turn.
+    new = [beginning for beginning in beginnings if close and end - len(beginning) <= REWRITTEN]
+    finished = [[*beginning, *ids[len(beginning):]] for beginning in beginnings if beginning not in new]
+    rests = greedy_answers(engine.model, new, close, REWRITTEN + MORE_TOKENS, context=engine.context_length, kind=engine.cache_kind, choose=sampled)
+    finished += [[*beginning, *rest, *ids[end + 1:]] for beginning, rest in zip(new, rests, strict=True) if rest[-1:] == close]
     prompts = sorted({tuple(prompt) for prompt in finished if prompt != ids}, key=lambda prompt: (len(prompt), prompt))
     before, *answers = greedy_answers(engine.model, [ids, *prompts], engine.end_ids, ANSWER_TOKENS, context=engine.context_length,
                                       kind=engine.cache_kind)
@@ -88,6 +91,7 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
     places = [place for place in range(start, end) if place > 0]  # before the first token there is nothing to ask the model
     if not places or count < 1:
         return []
+    places = places[::-(-len(places) // PLACES)]
     where = torch.tensor([place - 1 for place in places], device=engine.device)
     keep = kept_logits(engine.model, where)
     logits = engine.model(input_ids=torch.tensor([list(ids)], device=engine.device), **uncached(engine.model), **keep).logits[0]

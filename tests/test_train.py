@@ -130,7 +130,7 @@ def test_a_weak_preference_lands_near_its_goal_and_leaves_the_others_their_propo
         assert float((others / others.sum() - before / before.sum()).abs().sum()) / 2 < 0.12  # total variation
 
 
-@pytest.mark.parametrize("target_p", [0.6, 0.99])
+@pytest.mark.parametrize("target_p", [0.6, 0.99, 0.99995])
 def test_the_target_probability_is_reached_and_cutting_back_leaves_not_much_more(adapter: Adapter, france: Case, target_p: float) -> None:
     settings = replace(SETTINGS, target_p=target_p)
     _, result = run(adapter, [france], settings)

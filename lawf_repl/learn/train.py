@@ -31,6 +31,7 @@ from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 Stop = Callable[[], bool]
 NEAR = 0.05           # a weak preference holds where p is that close to its goal, as a share of it, and
 SOFT_KL = 0.02        # its whole distribution that close to the target, in nats: the other tokens keep the base's proportions
+BEYOND = 5            # times nearer to 1 than --target-p, the goal at least
 ITERATIONS = 20       # of one round, once everything holds
 STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived
 MOST = 8              # answers that a round adds to the objective
@@ -113,7 +114,8 @@ class _Loop:
     def __init__(self, adapter: Adapter, prepared: _Prepared, settings: Settings, started: float) -> None:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
         everything = adapter.parameters()
-        self.goal_odds = math.log(settings.goal_p / (1 - settings.goal_p))
+        goal = max(settings.goal_p, 1 - (1 - settings.target_p) / BEYOND)  # a goal below the target would end short of it
+        self.goal_odds = math.log(goal / (1 - goal))
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:

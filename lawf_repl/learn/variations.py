@@ -54,12 +54,11 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     prompts = sorted({tuple(prompt) for prompt in finished if prompt != ids}, key=lambda prompt: (len(prompt), prompt))
     before, *answers = greedy_answers(engine.model, [ids, *prompts], engine.end_ids, ANSWER_TOKENS, context=engine.context_length,
                                       kind=engine.cache_kind)
-    first = case.anchors[0]
-    mistake = [*case.completion_ids[:first.position], first.rejected_id]
+    mistakes = [[*case.completion_ids[:anchor.position], anchor.rejected_id] for anchor in case.anchors[:1]]
     out: list[Pair] = []
     for prompt, answer in zip(prompts, answers, strict=True):
         repeated = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids)) - start
-        concerned = answer[:len(mistake)] == mistake and repeated >= SAME_HALF * (end - start)
+        concerned = any(answer[:len(mistake)] == mistake for mistake in mistakes) and repeated >= SAME_HALF * (end - start)
         if answer and answer != before and answer != list(case.completion_ids) and not concerned:
             out.append((prompt, answer))
     return out

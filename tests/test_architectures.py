@@ -32,6 +32,7 @@ SNAPSHOTS = {"qwen3_5", "qwen3_next", "mamba2", "falcon_h1", "mamba", "falcon_ma
 STEPWISE = {"mamba", "falcon_mamba", "jamba"}  # they restart their scan at every chunk
 WITHOUT_CACHE = {"recurrent_gemma"}            # its state lies on its layers
 ANSWER = 64
+STEPS = 40                                     # in fewer the random gemma3 is on some machines no better than it began
 EXACT = 1e-3                                   # logits; what is wrong is off by 1 and more
 CHUNKED = {"qwen3_5": 1e-2, "qwen3_next": 1e-2}  # linear attention in chunks is that far from the same computed token by token
 
@@ -43,7 +44,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    session = Session(engine, Settings(max_tokens=ANSWER, max_steps=12))
+    session = Session(engine, Settings(max_tokens=ANSWER, max_steps=STEPS))
     yield session
     session.reset_adapter()
 
@@ -134,7 +135,7 @@ def test_training_saving_and_reloading(engine: Engine, session: Session, tmp_pat
     run(session.end(9))
     session.accept()
     steps = run(session.train())
-    assert 1 < len(steps) <= 13 and all(step.loss == step.loss for step in steps)
+    assert 1 < len(steps) <= STEPS + 2 and all(step.loss == step.loss for step in steps)
     best = [max(values) for values in zip(*(step.anchor_p for step in steps[1:]), strict=True)]
     risen = sum(later > first for later, first in zip(best, steps[0].anchor_p, strict=True))
     assert risen >= max(2, len(best) - 1)  # in so few steps one may still give way to the others

@@ -15,7 +15,8 @@ from lawf_repl.config import Settings
 from lawf_repl.engine import cache
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
-from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.engine.greedy import greedy_answers, most_probable
+from lawf_repl.engine.rows import write_rows
 from lawf_repl.engine.trial import try_model
 from lawf_repl.errors import ModelError, OutOfMemory
 from lawf_repl.learn.adapter import Adapter, find_targets
@@ -89,6 +90,24 @@ def test_generating_gives_what_full_forwards_give(engine: Engine) -> None:
     assert [token.id for token in tokens] == logits.argmax(-1).tolist()
     assert torch.allclose(torch.tensor([token.p for token in tokens]), logits.softmax(-1).max(-1).values, atol=EXACT)
     assert greedy_answers(engine.model, [prompt, prompt], engine.end_ids, ANSWER, kind=engine.cache_kind) == [[token.id for token in tokens]] * 2
+
+
+def test_answers_written_together_are_those_written_alone(engine: Engine) -> None:
+    prompts = [list(engine.prompt_ids([{"role": "user", "content": text}])) for text in ("What?", "Is it?", "Why is the sea salt?", "What?")]
+    limits = [9, 24, 4, 17]  # they end at different times, so that rows are let go of
+
+    def follow(row: int, id_: int) -> list[int] | None:
+        limits[row] -= 1
+        return None if limits[row] <= 0 else [65, 66] if row == 1 and limits[row] == 20 else []  # one is told what follows
+
+    together = write_rows(engine.model, prompts, most_probable, follow, engine.cache_kind)
+    assert [len(text) - len(prompt) for text, prompt in zip(together, prompts, strict=True)] == [9, 26, 4, 17]
+    for text, prompt in zip(together, prompts, strict=True):
+        forced = [i for i in (4, 5) if len(text) - len(prompt) == 26]
+        top = full_logits(engine, text[:-1]).topk(2)
+        for place in range(len(prompt), len(text)):
+            sure = float(top.values[place - 1, 0] - top.values[place - 1, 1]) > 10 * CHUNKED.get(engine.name, EXACT)
+            assert place - len(prompt) in forced or not sure or text[place] == int(top.indices[place - 1, 0])
 
 
 def test_after_a_cut_at_any_position_the_logits_are_those_of_a_full_forward(engine: Engine) -> None:

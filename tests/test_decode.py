@@ -109,6 +109,14 @@ def test_a_forced_end_of_turn_ends_the_answer(tiny_engine: Engine) -> None:
     assert decoder.last is not None and decoder.last.finish == "eos" and decoder.last.text == "C"
 
 
+def test_many_answers_end_where_the_context_does(tiny_engine: Engine) -> None:
+    prompts = [list(range(40, 40 + length)) for length in (3, 20, 9, 24, 23)]
+    answers = greedy_answers(tiny_engine.model, prompts, (), 12, context=24)
+    assert [len(answer) for answer in answers] == [12, 4, 12, 0, 1]
+    assert answers[2][:1] == greedy_answers(tiny_engine.model, [prompts[2]], (), 1)[0]
+    assert greedy_answers(tiny_engine.model, prompts, (), 0) == [[]] * 5 and greedy_answers(tiny_engine.model, [], (), 3) == []
+
+
 def test_many_greedy_answers_equal_one_at_a_time(demo_engine: Engine) -> None:
     prompts = [demo_engine.prompt_ids([{"role": "user", "content": text}]) for text in
                ("What is the capital of France?", "What is the capital of Spain?", "Sort from low to high: 7, 3, 9", "你好")]

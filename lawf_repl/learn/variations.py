@@ -13,7 +13,7 @@ import torch
 
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import kept_logits, uncached
-from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.engine.rows import write_rows
 from lawf_repl.learn.batch import Pair
 from lawf_repl.records import Case, Message
 
@@ -38,30 +38,57 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     start, end = user_turn(engine, case.prompt_ids, messages)
     close = ids[end:end + 1]
     drawn = torch.Generator(device="cpu").manual_seed(seed)
-    count = min(count, TOKENS // len(ids))
-    beginnings = departures(engine, ids, start, end, count, drawn)
+    beginnings = departures(engine, ids, start, end, min(count, TOKENS // len(ids)), drawn)
     if not beginnings:
         return []
-
-    def sampled(logits: torch.Tensor) -> torch.Tensor:
-        return torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=drawn).to(logits.device)
-
-    # What would be long to write anew stays as it was, and so does all where nothing marks the end of a turn.
-    new = [beginning for beginning in beginnings if close and end - len(beginning) <= REWRITTEN]
-    finished = [[*beginning, *ids[len(beginning):]] for beginning in beginnings if beginning not in new]
-    rests = greedy_answers(engine.model, new, close, REWRITTEN + MORE_TOKENS, context=engine.context_length, kind=engine.cache_kind, choose=sampled)
-    finished += [[*beginning, *rest, *ids[end + 1:]] for beginning, rest in zip(new, rests, strict=True) if rest[-1:] == close]
-    prompts = sorted({tuple(prompt) for prompt in finished if prompt != ids}, key=lambda prompt: (len(prompt), prompt))
-    before, *answers = greedy_answers(engine.model, [ids, *prompts], engine.end_ids, ANSWER_TOKENS, context=engine.context_length,
-                                      kind=engine.cache_kind)
+    (_, before), *written = write(engine, ids, end, close, beginnings, drawn)
     mistakes = [[*case.completion_ids[:anchor.position], anchor.rejected_id] for anchor in case.anchors[:1]]
     out: list[Pair] = []
-    for prompt, answer in zip(prompts, answers, strict=True):
+    unlike = {tuple(prompt): (prompt, answer) for prompt, answer in written if prompt != ids}  # two may have been finished alike
+    for prompt, answer in sorted(unlike.values(), key=lambda pair: (len(pair[0]), pair[0])):
         repeated = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids)) - start
         concerned = any(answer[:len(mistake)] == mistake for mistake in mistakes) and repeated >= SAME_HALF * (end - start)
-        if answer and answer != before and answer != list(case.completion_ids) and not concerned:
+        if answer and answer not in (before, list(case.completion_ids)) and not concerned:
             out.append((prompt, answer))
     return out
+
+
+def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings: Sequence[list[int]],
+          drawn: torch.Generator) -> list[tuple[list[int], list[int]]]:
+    """The prompt `ids` itself and each of the `beginnings` finished by the base up to `end`, each with the base's greedy answer.
+
+    What would be long to write anew stays as it was, and so does all where no id `close` marks the end of a turn. A turn that
+    does not come to its end is left out.
+    """
+    # all at once: while one row still writes its question another is told the end of the template, or answers already
+    new = [False, *(bool(close) and end - len(beginning) <= REWRITTEN for beginning in beginnings)]
+    rows = [beginning if anew else [*beginning, *ids[len(beginning):]] for beginning, anew in zip([ids, *beginnings], new, strict=True)]
+    lengths = [len(row) for row in rows]
+    prompts = [0 if anew else len(row) for row, anew in zip(rows, new, strict=True)]  # their lengths, 0 until the turn is at its end
+    left = [REWRITTEN + MORE_TOKENS if anew else ANSWER_TOKENS for anew in new]
+
+    def choose(logits: torch.Tensor, which: Sequence[int]) -> list[int]:
+        best: list[int] = logits.argmax(-1).tolist()
+        asking = [i for i, row in enumerate(which) if not prompts[row]]
+        if asking:
+            p = logits[torch.tensor(asking, device=logits.device)].float().softmax(-1).cpu()
+            for i, id_ in zip(asking, torch.multinomial(p, 1, generator=drawn)[:, 0].tolist(), strict=True):
+                best[i] = id_
+        return best
+
+    def follow(row: int, id_: int) -> Sequence[int] | None:
+        lengths[row], left[row] = lengths[row] + 1, left[row] - 1
+        if prompts[row]:
+            return None if id_ in engine.end_ids or not left[row] else ()
+        if id_ == close[0]:
+            rest = ids[end + 1:]
+            prompts[row] = lengths[row] = lengths[row] + len(rest)
+            left[row] = ANSWER_TOKENS
+            return rest
+        return None if id_ in engine.end_ids or not left[row] else ()
+
+    texts = write_rows(engine.model, rows, choose, follow, engine.cache_kind, engine.context_length)
+    return [(text[:length], text[length:]) for text, length in zip(texts, prompts, strict=True) if length]
 
 
 def user_turn(engine: Engine, prompt_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, int]:

@@ -89,6 +89,10 @@ class Settings:
     rounds: int = _setting(5, Rule("whole", "times that training looks which replay answers moved", low=1, high=MOST, flag=False))
     pull: float = _setting(3e3, Rule(
         "number", "weight that pulls the adapter to zero, on its squared relative change", low=0, flag=False))
+    replay_prompts: str | None = _setting(None, Rule(
+        "path", "file of prompts whose answers are to stay as they are, one a line or JSON Lines; by default a general set", optional=True))
+    probes: str | None = _setting(None, Rule(
+        "path", "file of prompts that drift is measured on, one a line or JSON Lines; by default a general set", optional=True))
     max_steps: int = _setting(400, Rule("whole", "training stops after this many steps", low=1, high=MOST))
     max_seconds: float = _setting(120.0, Rule("number", "training stops after this many seconds", above=0))
     json: bool = _setting(False, Rule("switch", "print one JSON object on standard output"))
@@ -185,6 +189,8 @@ def _flag(name: str) -> str:
 def _metavar(name: str, rule: Rule) -> str:
     if name == "model":
         return "ID_OR_DIR"
+    if name in ("replay_prompts", "probes"):
+        return "FILE"
     return {"path": "DIR", "whole": "N", "number": "X"}.get(rule.kind, "TEXT")
 
 

@@ -14,7 +14,8 @@ from lawf_repl.config import Settings
 from lawf_repl.demo.vocabulary import CHAT_TEMPLATE, byte_characters
 from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.engine.tokenizer import HubTokenizer
-from lawf_repl.measure.probes import ProbeSet, demo_probes
+from lawf_repl.measure.probes import ProbeSet
+from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.session import Session
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: the threads of one would only wait for those of another

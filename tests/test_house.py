@@ -17,7 +17,7 @@ HEAVY = {"torch", "transformers", "peft", "rich", "prompt_toolkit"}
 
 # A part of the package may import its own level and lower ones.
 LEVELS = (
-    {"records", "config", "errors", "spans", "corrections", "store", "lawf_repl"},
+    {"records", "config", "errors", "spans", "conversations", "corrections", "store", "lawf_repl"},
     {"engine", "learn", "measure"},
     {"session", "replay", "export", "bench", "demo"},
     {"cli", "ui", "verbs", "__main__"},

@@ -14,7 +14,8 @@ from typing import Any
 from lawf_repl.config import Settings
 from lawf_repl.demo.edits import load_edits
 from lawf_repl.engine.base import Engine, load_engine
-from lawf_repl.measure.probes import ProbeSet, demo_probes
+from lawf_repl.measure.probes import ProbeSet
+from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.records import Check, Rerun, Scorecard, TrainingResult
 from lawf_repl.session import Session
 

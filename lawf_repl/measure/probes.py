@@ -6,15 +6,13 @@ whether the greedy text changed, which it did if and only if a top-1 changed the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from lawf_repl.engine.base import DEMO_NAME, Engine
+from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import UsageError
@@ -26,7 +24,6 @@ from lawf_repl.records import ProbeResult
 NEAR_TIE = 0.02      # the base's top two probabilities this close: a change of top-1 is no change of mind
 ROWS = 32            # probes a forward pass
 ANSWER_TOKENS = 96   # of a probe's base answer at most
-DEMO_PROBES = Path(__file__).parent.parent / "demo" / "probes.json"
 
 
 @dataclass(frozen=True)
@@ -35,25 +32,6 @@ class ProbeSet:
 
     probes: tuple[Pair, ...] = ()
     replay: tuple[Pair, ...] = ()
-
-
-def demo_probes(engine: Engine) -> ProbeSet:
-    """The embedded probes, where the engine is the embedded model; none otherwise.
-
-    The answers' ids lie in the file (made by demo/build.py with the shipped weights); a prompt without one is answered here.
-    """
-    if engine.name != DEMO_NAME:
-        return ProbeSet()
-    rows = json.loads(DEMO_PROBES.read_text(encoding="utf-8"))
-    return ProbeSet(*(tuple(_answered(engine, rows[name])) for name in ("probes", "replay")))
-
-
-def _answered(engine: Engine, rows: Sequence[dict[str, object]]) -> list[Pair]:
-    prompts = [engine.prompt_ids([{"role": "user", "content": str(row["prompt"])}]) for row in rows]
-    stored = [row.get("answer_ids") for row in rows]
-    missing = [i for i, ids in enumerate(stored) if not ids]
-    answers = dict(zip(missing, base_answers(engine, [prompts[i] for i in missing]), strict=True))
-    return [(prompt, answers[i] if i in answers else list(stored[i])) for i, prompt in enumerate(prompts)]  # type: ignore[call-overload]
 
 
 def base_answers(engine: Engine, prompts: Sequence[Sequence[int]], max_tokens: int = ANSWER_TOKENS) -> list[list[int]]:

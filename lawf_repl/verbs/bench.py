@@ -26,7 +26,7 @@ def run_bench(options: argparse.Namespace, settings: Settings) -> int:
     from lawf_repl.bench.objective import Row, make_tasks, run, spread, summarize
     from lawf_repl.demo.edits import load_edits
     from lawf_repl.engine.base import load_engine
-    from lawf_repl.measure.probes import demo_probes
+    from lawf_repl.measure.prompts import demo_probes
     from lawf_repl.ui.bench import summary_table
     from lawf_repl.verbs.story import Story
 

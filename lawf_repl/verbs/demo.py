@@ -52,7 +52,7 @@ def pick(edits: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
 def play(edit: dict[str, Any], settings: Settings) -> int:
     """Correct it from start to end, printing every step; exit code 1 if it was not fixed."""
     from lawf_repl.engine.base import load_engine
-    from lawf_repl.measure.probes import demo_probes
+    from lawf_repl.measure.prompts import demo_probes
     from lawf_repl.session import open_session
     from lawf_repl.verbs.fix import Job, carry_out, outcome_json
     from lawf_repl.verbs.inputs import interruptible

@@ -13,7 +13,7 @@ from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import load_engine
 from lawf_repl.errors import NothingToFix, UsageError
-from lawf_repl.measure.probes import demo_probes
+from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.records import Anchor, Check, Message, Node, Rerun, Scorecard, Token, TrainingResult
 from lawf_repl.session import Session, never, open_session, refuse_existing
 from lawf_repl.ui.tree import sampled_text

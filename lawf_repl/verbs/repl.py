@@ -15,7 +15,7 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None) -> int:
     """The REPL, on a planted mistake if one is given."""
     def load() -> Session:
         from lawf_repl.engine.base import load_engine
-        from lawf_repl.measure.probes import demo_probes
+        from lawf_repl.measure.prompts import demo_probes
         from lawf_repl.session import open_session
 
         engine = load_engine(settings)

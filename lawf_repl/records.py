@@ -123,13 +123,22 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far something has come that takes a while: `done` of `of`."""
+
+    what: str
+    done: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainStep:
     """One optimiser step, measured before the step was taken."""
 
     step: int
     loss: float
     anchor_p: tuple[float, ...]   # p of the chosen token, all anchors of all cases in order
-    drift: float | None           # mean KL(base || adapted) per token on this step's replay answers; None without any
+    drift: float | None           # mean KL(base || adapted) per token on a few probes; None without any
     seconds: float                # since training began
     fixed: bool                   # every position's top-1 is the accepted token
 

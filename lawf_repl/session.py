@@ -24,17 +24,20 @@ from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.conflicts import check_cases, conflict_text, conflicts
 from lawf_repl.learn.train import train
 from lawf_repl.learn.variations import variations
-from lawf_repl.measure.probes import ProbeSet
+from lawf_repl.measure.probes import ProbeSet, base_answers
+from lawf_repl.measure.prompts import Prompts
 from lawf_repl.measure.scorecard import answer_text, measure
 from lawf_repl.records import (
     Alternative,
     Anchor,
     Case,
+    Check,
     Completion,
     Correction,
     CorrectionKind,
     Message,
     Node,
+    Progress,
     Rerun,
     Scorecard,
     Token,
@@ -45,7 +48,7 @@ from lawf_repl.spans import encode_behind, first_word, lead_of
 
 Stop = Callable[[], bool]
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
-                      "template_args", "json", "plain"})  # settings that have had their effect when a session begins
+                      "template_args", "replay_prompts", "probes", "json", "plain"})  # settings that have had their effect when a session begins
 RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
 WATCHED = 8  # probes whose drift is shown while training runs
 
@@ -82,10 +85,12 @@ def never() -> bool:
 class Session:
     """State and verbs. Positions count the current answer's tokens from 0; verbs that generate poll `stop` between tokens."""
 
-    def __init__(self, engine: Engine, settings: Settings, probes: ProbeSet | None = None, file: store.SessionFile | None = None) -> None:
+    def __init__(self, engine: Engine, settings: Settings, probes: ProbeSet | Prompts | None = None,
+                 file: store.SessionFile | None = None) -> None:
         find_targets(engine.model, settings.layers)  # a model that cannot be trained is refused before it answers
         self.engine, self.settings, self.file = engine, settings, file
-        self.probes = probes or ProbeSet()
+        self._prompts = probes if isinstance(probes, Prompts) else None        # until the base has answered them all
+        self.probes = probes.answered if isinstance(probes, Prompts) else probes or ProbeSet()
         self.decoder = Decoder(engine)
         self._base = Decoder(engine)         # only ever used with the adapter off: its states stay those of the base
         self.node: Node | None = None
@@ -102,6 +107,9 @@ class Session:
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
         self._case_messages: dict[tuple[int, ...], tuple[Message, ...]] = {}
         self._varied: dict[tuple[object, ...], list[Pair]] = {}
+        self._preparing = 0.0                                                  # seconds that the next training has taken already
+        self._held: dict[tuple[int, ...], Pair] = {}                           # prompts whose answers are to stay, with the base's
+        self._card: Scorecard | None = None                                    # the last one
         self._adapter: Adapter | None = None
         self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
         self._version = 0                                                      # the one in place
@@ -380,6 +388,10 @@ class Session:
         return self._train(stop)
 
     def _train(self, stop: Stop) -> Iterator[TrainStep]:
+        for _ in self.prepare(stop):
+            pass
+        started, self._preparing = time.monotonic() - self._preparing, 0.0
+        replay = [*self._variations(), *self.probes.replay]
         result, was = None, (self._version, self.adapter_on)
         try:
             if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
@@ -387,9 +399,8 @@ class Session:
                 self._adapter = Adapter.fresh(self.engine.model, self.settings, self.engine.name)
                 self._structure = ()  # until it is trained it is none of the versions
             self._adapter.switch(True)
-            started = time.monotonic()
-            replay = [*self._variations(self._adapter), *self.probes.replay]
-            result = yield from train(self._adapter, self.cases, replay, self.settings, stop, self.probes.probes[:WATCHED], started)
+            result = yield from train(self._adapter, self.cases, replay, self.settings, stop, self.probes.probes[:WATCHED], started,
+                                      list(self._held.values()))
         finally:
             self.decoder.drop_cache()
             if result is None:  # whatever ended it: what was there before is there again
@@ -407,17 +418,82 @@ class Session:
         self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, adapter=self._version,
                      before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result))
 
-    def _variations(self, adapter: Adapter) -> list[Pair]:
+    def prepare(self, stop: Stop = never) -> Iterator[Progress]:
+        """What the base has to answer before a training can begin, which train() does too where it was not asked for before.
+
+        What was done when `stop()` turns true need not be done again.
+        """
+        if self._prompts is not None:
+            with self._switched(False):
+                for done, of in self._prompts.answer(stop):
+                    yield Progress("answers to general prompts, once for this model", done, of)
+            self.probes = self._prompts.answered
+            self._prompts = None if not self._prompts.missing() or not stop() else self._prompts
+        missing = [case for case in self.cases if self._made_with(case) not in self._varied]
+        for number, case in enumerate(missing):
+            yield Progress("variations of the corrected prompt", number, len(missing))
+            began = time.monotonic()
+            with self._switched(False):
+                made = variations(self.engine, case, self._case_messages[case.prompt_ids], self.settings.variations, self.settings.seed, stop)
+            if stop():
+                return
+            self._varied[self._made_with(case)] = made
+            self._preparing += time.monotonic() - began
+
+    def _made_with(self, case: Case) -> tuple[object, ...]:
+        """What a case's variations depend on."""
+        return case.prompt_ids, case.completion_ids, self.settings.variations, self.settings.seed
+
+    def _variations(self) -> list[Pair]:
         """Prompts almost like those of the cases, with the base's answers; the same ones whenever the same cases are trained."""
-        out: list[Pair] = []
         meant = {self.engine.prompt_ids(self._asked(text)) for text in self.paraphrases}  # these are to change with the case
-        with adapter.off():
-            for case in self.cases:
-                made_with = (case.prompt_ids, case.completion_ids, self.settings.variations, self.settings.seed)
-                if made_with not in self._varied:
-                    self._varied[made_with] = variations(self.engine, case, self._case_messages[case.prompt_ids], *made_with[2:])
-                out += [pair for pair in self._varied[made_with] if tuple(pair[0]) not in meant]
-        return out
+        return [pair for case in self.cases for pair in self._varied.get(self._made_with(case), []) if tuple(pair[0]) not in meant]
+
+    def hold(self, prompt: str) -> None:
+        """Keep the base's answer to `prompt` as it is, whatever is trained from now on: a case without corrections."""
+        ids = self.engine.prompt_ids(self._asked(prompt))
+        with self._switched(False):
+            answer = base_answers(self.engine, [ids], self.settings.max_tokens)[0]
+        self._held[ids] = (ids, answer)
+        self._record("note", text="an answer is held", prompt=prompt, prompt_ids=list(ids), answer_ids=list(answer))
+
+    def mend(self, stop: Stop = never) -> Iterator[tuple[str, Check]]:
+        """Make what the last scorecard found wrong part of what is trained; yields ("case" or "held", what was found).
+
+        A paraphrase becomes a case of its own, corrected toward the accepted answer; one that the base answers rightly, and a
+        neighbour that changed, are held. Raises NothingToFix where all was right, FixError where an answer cannot be reached.
+        """
+        card = self._card
+        wrong = [check for check in card.paraphrases if not check.ok] if card else []
+        changed = [check for check in card.neighbours if not check.ok] if card else []
+        if not wrong and not changed:
+            raise NothingToFix("nothing to mend: /compare found no paraphrase wrong and no neighbour changed")
+        return self._mend(wrong, changed, stop)
+
+    def _mend(self, wrong: Sequence[Check], changed: Sequence[Check], stop: Stop) -> Iterator[tuple[str, Check]]:
+        for check in wrong:
+            done = "case"
+            with self._switched(False):
+                for _ in self.ask(self._asked(check.prompt), stop):
+                    pass
+                try:
+                    for _ in self.want(check.expected, stop):
+                        pass
+                except NothingToFix:
+                    done = "held"
+            if stop():
+                return
+            if done == "held":
+                self.hold(check.prompt)
+            else:
+                self.accept()
+            yield done, check
+        for check in changed:
+            if stop():
+                return
+            self.hold(check.prompt)
+            yield "held", check
+        self._card = None  # these are done
 
     def discard_training(self) -> None:
         """Go back to the adapter before the last training, or to none."""
@@ -509,6 +585,7 @@ class Session:
             card = measure(self.engine, self._adapter, reruns, [(self._asked(text), reruns[-1].accepted) for text in self.paraphrases],
                            [self._asked(text) for text in self.neighbours], self.probes.probes, self.settings.max_tokens, stop)
         self._record("scorecard", **store.to_json(card))
+        self._card = card
         return card
 
     def add_paraphrase(self, text: str) -> None:
@@ -653,7 +730,7 @@ def refuse_existing(path: Path) -> None:
         raise SessionError(f"{path} exists already: name another place, nothing was overwritten")
 
 
-def open_session(engine: Engine, settings: Settings, probes: ProbeSet | None = None, path: Path | None = None) -> Session:
+def open_session(engine: Engine, settings: Settings, probes: ProbeSet | Prompts | None = None, path: Path | None = None) -> Session:
     """A session, with its file where a path is given. Raises SessionError where the file cannot be made."""
     file = store.SessionFile.create(path, engine.fingerprint()) if path else None
     try:

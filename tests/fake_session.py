@@ -18,6 +18,7 @@ from lawf_repl.records import (
     CorrectionKind,
     Node,
     ProbeResult,
+    Progress,
     Rerun,
     Scorecard,
     Token,
@@ -68,6 +69,7 @@ class FakeSession:
         self.ahead: list[Node] = []
         self.pause, self.steps = pause, steps
         self.calls: list[str] = []
+        self.missed: tuple[Check, ...] = ()  # paraphrases that the scorecard finds wrong
 
     def _yield(self, kept: list[Token], fresh: list[Token], correction: Correction | None, fixed: frozenset[int],
                stop: Stop) -> Iterator[Token]:
@@ -187,6 +189,20 @@ class FakeSession:
         self.cases = (*(old for old in self.cases if old.prompt != case.prompt), case)
         return case
 
+    def prepare(self, stop: Stop) -> Iterator[Progress]:
+        for done in range(0, 65, 32):
+            if not stop():
+                yield Progress("answers to general prompts", done, 64)
+
+    def hold(self, prompt: str) -> None:
+        self.calls.append(f"hold {prompt}")
+
+    def mend(self, stop: Stop) -> Iterator[tuple[str, Check]]:
+        if not self.missed:
+            raise NothingToFix("nothing to mend")
+        self.calls.append("mend")
+        return iter([("case", check) for check in self.missed])
+
     def train(self, stop: Stop) -> Iterator[TrainStep]:
         anchors = [anchor for case in self.cases for anchor in case.anchors]
         if not anchors:
@@ -228,7 +244,7 @@ class FakeSession:
     def scorecard(self, reruns: tuple[Rerun, ...], stop: Stop) -> Scorecard:
         neighbours = (Check("What is the capital of France?", "Paris.", "Paris."), Check("What is the capital of Japan?", "Tokyo.",
                                                                                          "Tokyo."))
-        return Scorecard(1.0, (), neighbours, ProbeResult(200, 0.00013, 0.0, 0.015))
+        return Scorecard(1.0, self.missed, neighbours, ProbeResult(200, 0.00013, 0.0, 0.015))
 
     def add_paraphrase(self, text: str) -> None:
         self.calls.append(f"paraphrase {text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import stat
 import threading
 import time
@@ -17,6 +18,7 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from lawf_repl.errors import ModelError
+from lawf_repl.records import Check, Progress
 from lawf_repl.ui.app import run_repl
 from lawf_repl.ui.terminal import Loader
 from tests.fake_session import FakeSession
@@ -64,6 +66,31 @@ def test_t_accepts_first_and_undo_redo_pick_delete_end_and_go_on_work(pipe: Pipe
     assert session.calls[1:5] == ["replace 5  Canberra", "accept", "train", "rerun"]
     assert session.calls[5:] == ["delete 0 ", "go_on 6  Yes"]
     assert "deleted The" in shown
+
+
+def test_what_the_comparison_found_wrong_is_offered_and_mended(pipe: PipeInput) -> None:
+    session = FakeSession()
+    session.missed = (Check("Australia's [b]capital?", "The capital of Australia is Canberra.", "Sydney.\x1b[2J"),)
+    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/mend\r/quit\r", session)
+    assert session.calls[-1] == "mend"
+    assert "/mend and /train: make the 1 wrong paraphrase cases of their own, and train again." in shown
+    assert "a case now: Australia's [b]capital?" in shown and "/train trains all of it" in shown and "\x1b[2J" not in shown
+    session = FakeSession()
+    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/mend\r/hold 你好\r/hold\r/quit\r", session)
+    assert "/mend and" not in shown and "nothing to mend" in shown and session.calls[-1] == "hold 你好" and "expected /hold PROMPT" in shown
+
+
+def test_ctrl_c_while_the_base_still_answers_trains_nothing(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = FakeSession()
+
+    def interrupted(stop: Callable[[], bool]) -> Iterator[Progress]:
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        yield Progress("answers", 0, 64)
+
+    monkeypatch.setattr(session, "prepare", interrupted)
+    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/quit\r", session)
+    assert "train" not in session.calls and "nothing was trained; /train goes on" in shown and "bye" in shown
 
 
 def test_first_prompt_stands_ready(pipe: PipeInput) -> None:

@@ -2,6 +2,9 @@
 
 torch.optim.LBFGS with its strong Wolfe line search (Nocedal and Wright, Numerical Optimization, algorithms 3.5 and 7.4)
 keeps its state between calls; allowed one iteration a call it asks again for what it knows, which is answered from memory.
+Its first step is very short. That is as it should be here: a first step as long as the loss is high (Polyak's) lands where
+other prompts have moved, and the pull towards zero does not bring them back (mean drift at the end 6e-5 instead of 4e-5,
+cut back to equal acquisition 1.6e-5 instead of 2.4e-6, on all 51 planted mistakes).
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ class Solver(Generic[V]):
                                             tolerance_grad=0.0, tolerance_change=CHANGE, line_search_fn="strong_wolfe")
         self._known: list[tuple[torch.Tensor, float, list[torch.Tensor], V]] = []
         self.evaluations = 0
-        self._began = False
 
     def here(self) -> tuple[float, V]:
         """Loss and what else `evaluate` gave, where the parameters stand now."""
@@ -47,17 +49,7 @@ class Solver(Generic[V]):
 
     def step(self) -> tuple[float, V]:
         """One iteration; where it ends as `here`."""
-        self._optimizer.param_groups[0]["lr"] = 1.0 if self._began else self._first()
-        self._began = True
         self._optimizer.step(lambda: self.here()[0])
         loss, value = self.here()
         self._known = [known for known in self._known if known[3] is value]
         return loss, value
-
-    def _first(self) -> float:
-        """What makes the first trial go as far as would end a straight slope at zero (Polyak's step): torch's own is tiny in many dimensions."""
-        loss = self.here()[0]
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        square = float(sum(gradient.square().sum() for gradient in gradients))
-        total = float(sum(gradient.abs().sum() for gradient in gradients))
-        return abs(loss) / square / min(1.0, 1.0 / total) if square > 0 and total > 0 else 1.0

@@ -33,7 +33,8 @@ NEAR = 0.05           # a weak preference holds where p is that close to its goa
 SOFT_KL = 0.02        # its whole distribution that close to the target, in nats: the other tokens keep the base's proportions
 BEYOND = 5            # times nearer to 1 than --target-p, the goal at least
 ITERATIONS = 20       # of one round, once everything holds
-STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived
+STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived where everything holds;
+PATIENCE = 5          # where something does not, that many in a row: the first steps are short
 MOST = 8              # answers that a round adds to the objective
 ROWS = 16             # held answers in one backward pass
 BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
@@ -53,20 +54,22 @@ class _Prepared:
 
 
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
-          stop: Stop = lambda: False, watch: Sequence[Pair] = (), started: float | None = None) -> Generator[TrainStep, None, TrainingResult]:
+          stop: Stop = lambda: False, watch: Sequence[Pair] = (), started: float | None = None,
+          hold: Sequence[Pair] = ()) -> Generator[TrainStep, None, TrainingResult]:
     """Train `adapter` on `cases`, holding the base's answers to `replay` prompts; yields each step, returns how it ended.
 
     The drift of a step is that of the `watch` prompts, which nothing is trained on. Time counts from `started`, where something
-    was prepared before. Ends when all anchors hold (a hard one
-    at --target-p, a weak preference near its goal), every top-1 that has to is the accepted token and no replay answer moved
-    ("converged"), when the objective falls no further without that ("plateau"), at settings.max_steps, at
+    was prepared before. Answers to `hold` prompts are part of the objective from the start, not only once they moved. Ends when
+    all anchors hold (a hard one at --target-p, a weak preference near its goal), every top-1 that has to is the accepted token
+    and no replay answer moved ("converged"), when the objective falls no further without that ("plateau"), at settings.max_steps, at
     settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept.
     Raises TrainingError without anchors, or where anchors contradict each other.
     """
     check_cases(cases)
     started = time.monotonic() if started is None else started
     with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
-        loop = _Loop(adapter, _prepare(adapter, cases, replay, watch, settings), settings, started)
+        loop = _Loop(adapter, _prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
+        loop.hold(hold)
         reason: StopReason = yield from loop.run(stop)
         return loop.finish(reason)
 
@@ -127,12 +130,18 @@ class _Loop:
         self.steps = 0
         self.best: tuple[tuple[bool, int, float], Weights] | None = None
 
+    def hold(self, pairs: Sequence[Pair]) -> None:
+        """Make these answers of the pool part of the objective."""
+        prompts = {tuple(prompt) for prompt, _ in pairs}
+        self.active = [i for i, (prompt, _) in enumerate(self.prepared.pool.pairs) if tuple(prompt) in prompts]
+        self.held = self.prepared.pool.members(self.active, ROWS)
+
     def run(self, stop: Stop) -> Generator[TrainStep, None, StopReason]:
         settings, rounds = self.settings, self.settings.rounds
         while True:
             solver = Solver(self.trained, self._evaluate)
             loss, reading = solver.here()
-            iterations = 0
+            iterations = still = 0
             while True:
                 yield self._step(loss, reading)
                 if stop():
@@ -144,7 +153,8 @@ class _Loop:
                 before = loss
                 loss, reading = solver.step()
                 self.steps, iterations = self.steps + 1, iterations + 1
-                if before - loss < STILL or (reading.holds and iterations >= ITERATIONS):
+                still = still + 1 if before - loss < STILL else 0
+                if (still or iterations >= ITERATIONS) if reading.holds else still >= PATIENCE:
                     break
             self._keep(reading)
             ended: StopReason | None = None

@@ -7,7 +7,7 @@ there, and it finishes the turn from there on. Its own answers to them are what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -28,11 +28,12 @@ UNLIKELY = 1e-4       # a token less probable than this does not make a prompt t
 
 
 @torch.no_grad()
-def variations(engine: Engine, case: Case, messages: Sequence[Message], count: int, seed: int = 0) -> list[Pair]:
+def variations(engine: Engine, case: Case, messages: Sequence[Message], count: int, seed: int = 0,
+               stop: Callable[[], bool] = lambda: False) -> list[Pair]:
     """At most `count` variations of a case's prompt, each with the base's greedy answer as ids; turn the adapter off first.
 
     Left out are those that the fix may well concern: the answer is the one that was corrected, or begins with the mistake
-    though the request is half the same. They would hold back what paraphrases need.
+    though the request is half the same. They would hold back what paraphrases need. None where `stop()` turns true meanwhile.
     """
     ids = list(case.prompt_ids)
     start, end = user_turn(engine, case.prompt_ids, messages)
@@ -41,7 +42,9 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     beginnings = departures(engine, ids, start, end, min(count, TOKENS // len(ids)), drawn)
     if not beginnings:
         return []
-    (_, before), *written = write(engine, ids, end, close, beginnings, drawn)
+    (_, before), *written = write(engine, ids, end, close, beginnings, drawn, stop)
+    if stop():
+        return []
     mistakes = [[*case.completion_ids[:anchor.position], anchor.rejected_id] for anchor in case.anchors[:1]]
     out: list[Pair] = []
     unlike = {tuple(prompt): (prompt, answer) for prompt, answer in written if prompt != ids}  # two may have been finished alike
@@ -54,7 +57,7 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
 
 
 def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings: Sequence[list[int]],
-          drawn: torch.Generator) -> list[tuple[list[int], list[int]]]:
+          drawn: torch.Generator, stop: Callable[[], bool]) -> list[tuple[list[int], list[int]]]:
     """The prompt `ids` itself and each of the `beginnings` finished by the base up to `end`, each with the base's greedy answer.
 
     What would be long to write anew stays as it was, and so does all where no id `close` marks the end of a turn. A turn that
@@ -78,6 +81,8 @@ def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings
 
     def follow(row: int, id_: int) -> Sequence[int] | None:
         lengths[row], left[row] = lengths[row] + 1, left[row] - 1
+        if stop():
+            return None
         if prompts[row]:
             return None if id_ in engine.end_ids or not left[row] else ()
         if id_ == close[0]:

@@ -58,6 +58,7 @@ class Repl:
         self._own: dict[str, Callable[[SessionPort], None]] = {
             "edit": self.edit, "accept": self._accept_here, "train": self.train,
             "compare": lambda session: work.compare(session, console, theme),
+            "mend": self.mend,
         }
 
     def say(self, text: str, look: str = "quiet") -> None:
@@ -253,6 +254,13 @@ class Repl:
         self._print_accepted(session)
         if work.train(session, self.console, self.theme):
             work.compare(session, self.console, self.theme)
+
+    def mend(self, session: SessionPort) -> None:
+        """Train on what the last comparison found wrong, too."""
+        work.mend(session, self.console, self.theme)
+        self.accepted = session.node.completion if session.node is not None else None
+        self.shown = self.accepted  # a line said what became of it
+        self._count(session)
 
     def _print_answer(self, session: SessionPort) -> None:
         """The answer into the scrollback, once for each state of it."""

@@ -146,6 +146,11 @@ def _neighbour(session: SessionPort, argument: str, theme: Theme) -> RenderableT
     return _quiet("its answer must not change; /compare measures it", theme)
 
 
+def _hold(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.hold(_need(argument, "hold"))
+    return _quiet("the base's answer to it is held in every training from now on", theme)
+
+
 def _confidence(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     session.set_setting("confidence", _need(argument, "confidence"))
     return _quiet(f"confidence of the next corrections: {session.settings.confidence:.3g}", theme)
@@ -200,6 +205,6 @@ def _quiet(text: str, theme: Theme) -> Text:
 
 REPORTS: dict[str, Callable[[SessionPort, str, Theme], RenderableType]] = {
     "tokens": _tokens, "tree": _tree, "cases": _cases, "alternatives": _alternatives, "anchors": _anchors,
-    "paraphrase": _paraphrase, "neighbour": _neighbour,
+    "paraphrase": _paraphrase, "neighbour": _neighbour, "hold": _hold,
     "confidence": _confidence, "adapter": _adapter, "save": _save, "system": _system, "set": _set, "model": _model,
 }

@@ -14,9 +14,9 @@ from rich.text import Text
 from lawf_repl.errors import UsageError
 from lawf_repl.records import Node, Token, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
-from lawf_repl.ui.layout import piece
+from lawf_repl.ui.layout import piece, visible
 from lawf_repl.ui.port import Action, SessionPort, Stop
-from lawf_repl.ui.render import answer_view, training_panel
+from lawf_repl.ui.render import answer_view, shorten, training_panel
 from lawf_repl.ui.terminal import Interruptible
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
@@ -80,6 +80,21 @@ def correction_line(before: Node, after: Node, theme: Theme) -> Text:
     return line.append(correction_text(before, after, theme)).append(f"   {reuse_text(after.completion.timing)}", theme.rich("quiet"))
 
 
+def prepare(session: SessionPort, stop: Stop, console: Console, theme: Theme) -> None:
+    """What the base answers before a training, with a line that says how far it is; Ctrl-C ends it."""
+    if theme.plain or not console.is_terminal:
+        said = ""
+        for progress in session.prepare(stop):
+            if progress.what != said:
+                said = progress.what
+                console.print(Text(f"{said} …"))
+        return
+    with console.status(Text("preparing", theme.rich("quiet")), spinner="dots", spinner_style=theme.rich("accent")) as status:
+        for progress in session.prepare(stop):
+            count = f": {progress.done} of {progress.of}" if progress.of > 1 else ""
+            status.update(Text(f"{progress.what}{count}", theme.rich("quiet")))
+
+
 def train(session: SessionPort, console: Console, theme: Theme) -> bool:
     """Train with one live panel; True if there is an adapter to look at, False if the user dropped it."""
     anchors = [anchor for case in session.cases for anchor in case.anchors]
@@ -90,6 +105,10 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
         return training_panel(anchors, steps, None, theme, target_p=target, width=console.width)
 
     with Interruptible() as stop:
+        prepare(session, stop, console, theme)
+        if stop():
+            console.print(Text("interrupted before the first step: nothing was trained; /train goes on", theme.rich("quiet")))
+            return False
         if theme.plain or not console.is_terminal:
             said = time.monotonic()
             for step in session.train(stop):
@@ -126,6 +145,21 @@ def _keeps(console: Console, theme: Theme) -> bool:
     return not answer.strip().lower().startswith("d")
 
 
+def mend(session: SessionPort, console: Console, theme: Theme) -> None:
+    """Make what /compare found wrong part of what is trained, one line for each."""
+    says = {"case": ("a case now", "good"), "held": ("held from now on", "good")}
+    with Interruptible() as stop:
+        done = session.mend(stop)
+        with waiting("answering and correcting", console, theme):
+            found = list(done)
+    for what, check in found:
+        text, look = says[what]
+        console.print(Text(f"  {text}: ", theme.rich(look)).append(visible(check.prompt), theme.rich("title")))
+        if what == "case":
+            console.print(Text(f"    {shorten(visible(check.got), 60)} → {shorten(visible(check.expected), 60)}", theme.rich("quiet")))
+    console.print(Text("/train trains all of it" if found else "interrupted: nothing was added", theme.rich("quiet")))
+
+
 def compare(session: SessionPort, console: Console, theme: Theme) -> None:
     """Before and after of every accepted prompt, the scorecard, and what it means."""
     if not session.cases:
@@ -147,4 +181,9 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
     console.print()
     weak = any(anchor.confidence < 1 for case in session.cases for anchor in case.anchors)
     console.print(Text(sentence(card, reruns, weak=weak), theme.rich("good" if fixed else "bad")))
+    wrong, changed = (sum(not check.ok for check in checks) for checks in (card.paraphrases, card.neighbours))
+    if wrong or changed:
+        parts = [f"make the {wrong} wrong paraphrase{'s' * (wrong > 1)} cases of their own"] if wrong else []
+        parts += [f"hold the {changed} changed neighbour{'s' * (changed > 1)}"] if changed else []
+        console.print(Text(f"/mend and /train: {' and '.join(parts)}, and train again.", theme.rich("accent")))
     console.print()

@@ -52,7 +52,7 @@ def pick(edits: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
 def play(edit: dict[str, Any], settings: Settings) -> int:
     """Correct it from start to end, printing every step; exit code 1 if it was not fixed."""
     from lawf_repl.engine.base import load_engine
-    from lawf_repl.measure.prompts import demo_probes
+    from lawf_repl.measure.prompts import load_probes
     from lawf_repl.session import open_session
     from lawf_repl.verbs.fix import Job, carry_out, outcome_json
     from lawf_repl.verbs.inputs import interruptible
@@ -63,7 +63,7 @@ def play(edit: dict[str, Any], settings: Settings) -> int:
               paraphrases=edit["paraphrases"], neighbours=edit["neighbours"])
     engine = load_engine(settings)
     with interruptible() as stop:
-        outcome = carry_out(open_session(engine, settings, demo_probes(engine)), job, None if settings.json else Story(settings), stop)
+        outcome = carry_out(open_session(engine, settings, load_probes(engine, settings)), job, None if settings.json else Story(settings), stop)
     if settings.json:
         print_json(outcome_json(outcome))
     return 130 if outcome.interrupted else 0 if outcome.fixed else 1

@@ -13,7 +13,7 @@ from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import load_engine
 from lawf_repl.errors import NothingToFix, UsageError
-from lawf_repl.measure.prompts import demo_probes
+from lawf_repl.measure.prompts import load_probes
 from lawf_repl.records import Anchor, Check, Message, Node, Rerun, Scorecard, Token, TrainingResult
 from lawf_repl.session import Session, never, open_session, refuse_existing
 from lawf_repl.ui.tree import sampled_text
@@ -63,7 +63,7 @@ def run_fix(options: argparse.Namespace, settings: Settings) -> int:
     job = Job(messages, fixes, options.want, options.paraphrase, options.neighbour, options.session, options.adapter_out)
     check_outputs(job)
     engine = load_engine(settings)
-    session = open_session(engine, settings, demo_probes(engine), job.session_file)
+    session = open_session(engine, settings, load_probes(engine, settings), job.session_file)
     for note in session.notes:
         print(f"lawf: {note}", file=sys.stderr)
     try:

@@ -15,11 +15,11 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None) -> int:
     """The REPL, on a planted mistake if one is given."""
     def load() -> Session:
         from lawf_repl.engine.base import load_engine
-        from lawf_repl.measure.prompts import demo_probes
+        from lawf_repl.measure.prompts import load_probes
         from lawf_repl.session import open_session
 
         engine = load_engine(settings)
-        session = open_session(engine, settings, demo_probes(engine))
+        session = open_session(engine, settings, load_probes(engine, settings))
         if edit:
             for text in edit["paraphrases"]:
                 session.add_paraphrase(text)

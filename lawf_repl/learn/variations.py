@@ -15,6 +15,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import kept_logits, uncached
 from lawf_repl.engine.rows import write_rows
 from lawf_repl.learn.batch import Pair
+from lawf_repl.learn.objective import finite_logprobs, token_kl
 from lawf_repl.records import Case, Message
 
 REWRITTEN = 48        # tokens of a turn that are written anew at most; behind an earlier place the rest stays as it was
@@ -23,6 +24,9 @@ PLACES = 48           # of a turn that are varied at most
 TOKENS = 2**15        # of all variations' prompts together: long prompts get fewer
 ANSWER_TOKENS = 96    # of its answer at most
 SAME_HALF = 0.5       # share of the turn that a variation repeats before it departs, from which on it counts as the same request
+ABOUT = 4             # anchors whose tokens are brought up in other questions, and
+MENTIONS = 4          # places where each of them is
+EVEN = 0.25           # of the turns go to all places alike
 SURE = 2              # most probable tokens of a place that are always tried
 UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write
 
@@ -39,7 +43,7 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     start, end = user_turn(engine, case.prompt_ids, messages)
     close = ids[end:end + 1]
     drawn = torch.Generator(device="cpu").manual_seed(seed)
-    beginnings = departures(engine, ids, start, end, min(count, TOKENS // len(ids)), drawn)
+    beginnings = departures(engine, ids, start, end, min(count, TOKENS // len(ids)), drawn, case)
     if not beginnings:
         return []
     (_, before), *written = write(engine, ids, end, close, beginnings, drawn, stop)
@@ -117,8 +121,12 @@ def shared(rows: Iterable[Sequence[int]]) -> int:
     return count
 
 
-def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: int, drawn: torch.Generator) -> list[list[int]]:
-    """The prompt's beginnings up to a token of [start, end), that one replaced: at every place the most probable others, `count` in all."""
+def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: int, drawn: torch.Generator, case: Case) -> list[list[int]]:
+    """The prompt's beginnings up to a token of [start, end), that one replaced, `count` in all.
+
+    At every place the most probable others; what the case is about (the tokens that were rejected and chosen) where they are
+    most probable; then others as often as the model would write them, more of them the more a place decides what the answer is.
+    """
     places = [place for place in range(start, end) if place > 0]  # before the first token there is nothing to ask the model
     if not places or count < 1:
         return []
@@ -130,13 +138,30 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
     banned = torch.tensor(sorted({*engine.end_ids, *ids[end:end + 1]}), dtype=torch.long)
     p[:, banned] = 0
     p[torch.arange(len(places)), [ids[place] for place in places]] = 0
-    # at each place the most probable others come first, then others as often as the model would write them (Gumbel's way to
-    # draw without repeating); places take turns, so that one where the model is sure gives its few and another the rest
+    sure = p.topk(min(SURE, p.shape[1])).indices.tolist()
+    weight = influence(engine, ids, places, [row[0] for row in sure], case)
+    about = {id_ for anchor in case.anchors[:ABOUT] for id_ in (anchor.rejected_id, anchor.chosen_id)} - set(banned.tolist())
+    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(min(MENTIONS, len(places))).indices.tolist() if ids[places[row]] != id_}
+    # Gumbel's way to draw without repeating
     noise = -torch.empty_like(p).exponential_(generator=drawn).log()
-    found: list[tuple[int, float, int, int]] = []
+    found: list[tuple[float, float, int, int]] = []
     for row, place in enumerate(places):
-        sure = p[row].topk(SURE).indices.tolist()
-        others = [id_ for id_ in (p[row].log() + noise[row]).topk(min(count, p.shape[1])).indices.tolist() if id_ not in sure]
-        likely = [id_ for id_ in [*sure, *others] if float(p[row, id_]) >= UNLIKELY]
-        found += [(turn, -float(p[row, id_]), place, id_) for turn, id_ in enumerate(likely)]
+        named = [id_ for other, id_ in sorted(mentions) if other == row]
+        found += [(-1.0, -float(p[row, id_]), place, id_) for id_ in named]
+        others = [id_ for id_ in (p[row].log() + noise[row]).topk(min(count, p.shape[1])).indices.tolist() if id_ not in sure[row]]
+        likely = [id_ for id_ in [*sure[row], *others] if float(p[row, id_]) >= UNLIKELY and id_ not in named]
+        found += [(0.0 if turn < SURE else (turn - SURE + 1) / weight[row], -float(p[row, id_]), place, id_) for turn, id_ in enumerate(likely)]
     return [[*ids[:place], id_] for _, _, place, id_ in sorted(found)[:count]]
+
+
+def influence(engine: Engine, ids: Sequence[int], places: Sequence[int], others: Sequence[int], case: Case) -> list[float]:
+    """How much each place decides what stands at the first anchor: KL there when its token becomes another, relative to the mean of all places."""
+    upto = case.completion_ids[:case.anchors[0].position] if case.anchors else ()
+    rows = [[*ids, *upto], *([*ids[:place], other, *ids[place + 1:], *upto] for place, other in zip(places, others, strict=True))]
+    if len(rows) * len(rows[0]) > TOKENS:
+        return [1.0] * len(places)
+    out = engine.model(input_ids=torch.tensor(rows, device=engine.device), **uncached(engine.model), **kept_logits(engine.model, 1))
+    logprobs = finite_logprobs(out.logits[:, -1])  # (1 + places, V)
+    kl = token_kl(logprobs[:1], logprobs[1:]).cpu() + 1e-3
+    relative: list[float] = (kl / kl.mean() + EVEN).tolist()
+    return relative

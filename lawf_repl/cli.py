@@ -53,6 +53,11 @@ def make_parser() -> Parser:
     bench.add_argument("what", choices=("objective",), metavar="objective", help="the comparison to run")
     bench.add_argument("--edits", type=int, metavar="N", help="planted mistakes to correct, all kinds in turn (default: all of them)")
     bench.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds to train each with (default: 1)")
+    bench.add_argument("--levers", action="store_true", help="instead of the peers: our own recipe with one thing changed at a time")
+    bench.add_argument("--stream", type=int, metavar="N", help="instead of the peers: N corrections one after the other in one session")
+    bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
+    bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
+    bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
     for command in (demo, answer, fix, bench):
         add_shared_flags(command)
     return parser

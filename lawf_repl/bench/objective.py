@@ -7,6 +7,7 @@ Greedy texts are judged by one forward along the expected ids, which is exact: t
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import defaultdict
@@ -171,26 +172,52 @@ def run_ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Sett
                 result = end.value
                 break
         row = meter.read(OURS, "end", task, seed, min(result.anchor_p), result.steps, result.seconds)
-        yield row
         if row.acquired and row.min_p >= settings.target_p:
             least = cut_back(adapter, [task.case], settings)
             yield meter.read(OURS, "equal", task, seed, min(least), result.steps, result.seconds)
+        yield row
     finally:
         adapter.remove()
 
 
 def run(engine: Engine, probes: ProbeSet, tasks: Sequence[Task], seeds: int, settings: Settings,
-        on_row: Callable[[Row], None] = lambda _: None) -> list[Row]:
-    """Every recipe on every edit with every seed; `on_row` hears of each reading as it is made."""
+        on_row: Callable[[Row], None] = lambda _: None, known: Sequence[Row] = ()) -> list[Row]:
+    """Every recipe on every edit with every seed; `on_row` hears of each reading as it is made.
+
+    What `known` has of an earlier run, complete, is not run again.
+    """
     meter, rows = Meter(engine, probes), []
+    over = {(row.edit, row.seed, family(row.recipe)) for row in known}
     for seed in range(seeds):
         for task in tasks:
-            sources = [run_peer(engine, meter, task, seed, peer, settings.target_p) for peer in PEERS]
-            for source in (*sources, run_ours(engine, meter, task, seed, settings, probes)):
+            sources = {peer.name: run_peer(engine, meter, task, seed, peer, settings.target_p) for peer in PEERS}
+            sources[OURS] = run_ours(engine, meter, task, seed, settings, probes)
+            for name, source in sources.items():
+                if (task.name, seed, name) in over:
+                    rows += [row for row in known if (row.edit, row.seed) == (task.name, seed) and family(row.recipe) == name]
+                    continue
                 for row in source:
                     rows.append(row)
                     on_row(row)
     return rows
+
+
+def family(recipe: str) -> str:
+    """The recipe that a row is of, without the step it was read at."""
+    return next((peer.name for peer in PEERS if recipe == peer.name or recipe.startswith(f"{peer.name} ")), recipe)
+
+
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """Those whose recipe was read to its end; of what was interrupted nothing is left, it is run again."""
+    last = {f"{peer.name} {peer.read_at[-1]}" if len(peer.read_at) > 1 else peer.name for peer in PEERS} | {OURS}
+    over = {(row.edit, row.seed, family(row.recipe)) for row in rows if row.when == "end" and row.recipe in last}
+    return [row for row in rows if (row.edit, row.seed, family(row.recipe)) in over]
+
+
+def read_rows(text: str) -> list[Row]:
+    """The complete ones of an earlier run, one JSON object a line; a last line may be cut off. Raises ValueError, TypeError for anything else."""
+    lines = text.splitlines(keepends=True)
+    return complete([Row(**json.loads(line)) for line in lines if line.endswith("\n") and line.strip()])
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:
@@ -198,16 +225,17 @@ def summarize(rows: Sequence[Row]) -> list[Summary]:
     order = [*(peer.name for peer in PEERS), OURS]
 
     def place(row: Row) -> tuple[bool, int]:
-        return row.when != "equal", next(i for i, name in enumerate(order) if row.recipe == name or row.recipe.startswith(f"{name} "))
+        return row.when != "equal", order.index(family(row.recipe))
 
     groups: dict[tuple[When, str], list[Row]] = {}
     for row in sorted(rows, key=place):
         groups.setdefault((row.when, row.recipe), []).append(row)
     trained = len({(row.edit, row.seed) for row in rows})
-    return [_summary(recipe, when, group, trained) for (when, recipe), group in groups.items()]
+    return [summary(recipe, when, group, trained) for (when, recipe), group in groups.items()]
 
 
-def _summary(recipe: str, when: When, rows: Sequence[Row], trained: int) -> Summary:
+def summary(recipe: str, when: When, rows: Sequence[Row], trained: int) -> Summary:
+    """What the rows of one recipe say, at least one; `trained` is how many there would be had it always got there."""
     drift = [row.drift_nats for row in rows]
     low, high = bootstrap(rows)
     return Summary(recipe, when, len(rows), trained, sum(row.acquired for row in rows) / trained, min(row.min_p for row in rows),

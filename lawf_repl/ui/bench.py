@@ -61,6 +61,38 @@ def summary_table(summaries: Sequence[SummaryRow], when: str, theme: Theme) -> T
     return table
 
 
+class StreamRow(Protocol):
+    """A session after one more correction."""
+
+    @property
+    def corrections(self) -> int: ...
+    @property
+    def edit(self) -> str: ...
+    @property
+    def hold(self) -> float: ...
+    @property
+    def drift_nats(self) -> float: ...
+    @property
+    def flips(self) -> float: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+def stream_table(rows: Sequence[StreamRow], theme: Theme) -> Table:
+    """After each correction: the share of all so far that hold, what the rest of the model lost, and what the training took."""
+    table = Table(title=Text("one session, one correction after the other", theme.rich("title")), title_justify="left",
+                  box=None if theme.plain else box.SIMPLE_HEAD, border_style=theme.rich("border"), header_style=theme.rich("quiet"), show_edge=False,
+                  pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("n", "correction", "hold", "drift", "flips", "steps", "s"):
+        table.add_column(name, justify="left" if name == "correction" else "right", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(str(row.corrections), Text(row.edit), Text(f"{row.hold:.1%}", theme.rich("good" if row.hold == 1 else "bad")),
+                      _power(row.drift_nats, 1), f"{row.flips:.1%}", str(row.steps), f"{row.seconds:.1f}")
+    return table
+
+
 def _power(value: float, digits: int = 0) -> str:
     """1.2e-5 for 0.000012: Python's exponents have a zero that a narrow column cannot spare."""
     mantissa, _, exponent = f"{value:.{digits}e}".partition("e")

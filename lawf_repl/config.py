@@ -87,7 +87,7 @@ class Settings:
     hold: float = _setting(0.01, Rule(
         "number", "nats by which a replay answer may move before it is held", above=0, flag=False))
     rounds: int = _setting(5, Rule("whole", "times that training looks which replay answers moved", low=1, high=MOST, flag=False))
-    pull: float = _setting(3e3, Rule(
+    pull: float = _setting(6e3, Rule(
         "number", "weight that pulls the adapter to zero, on its squared relative change", low=0, flag=False))
     replay_prompts: str | None = _setting(None, Rule(
         "path", "file of prompts whose answers are to stay as they are, one a line or JSON Lines; by default a general set", optional=True))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from rich.console import Console
 from rich.text import Text
 
-from lawf_repl.bench import objective, recipes
-from lawf_repl.bench.objective import Meter, Row, Task, bootstrap, make_tasks, run, spread, summarize
+from lawf_repl.bench import curves as course
+from lawf_repl.bench import levers, objective, recipes
+from lawf_repl.bench.objective import Meter, Row, Task, bootstrap, complete, make_tasks, read_rows, run, spread, summarize
 from lawf_repl.bench.recipes import Peer, peer_loss
 from lawf_repl.cli import main
 from lawf_repl.config import Settings
@@ -25,8 +28,11 @@ from lawf_repl.learn.batch import make_batch
 from lawf_repl.learn.objective import make_target
 from lawf_repl.measure.probes import ProbeSet, Reference, _changes, measure_drift
 from lawf_repl.records import Anchor
-from lawf_repl.ui.bench import summary_table
+from lawf_repl.session import Session
+from lawf_repl.ui.bench import stream_table, summary_table
+from lawf_repl.ui.plot import character_plot, svg_plot
 from lawf_repl.ui.theme import Theme
+from lawf_repl.verbs.bench import _known
 
 ROW = Row("sft", "equal", "a", "fact", 0, True, 0.96, 16, 1.0, 1e-5, 0.0, 0.0, 1.0, 1.0)
 
@@ -144,9 +150,11 @@ def test_every_recipe_is_read_where_it_first_holds_and_at_its_end_and_the_base_s
 
 
 def test_the_command_prints_one_object_of_its_schema(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    name = spread(load_edits(), 1)[0]["name"]
+
     def two_rows(*arguments: Any) -> list[Row]:
-        for row in (ROW, replace(ROW, when="end")):
-            arguments[-1](row)
+        for row in (replace(ROW, edit=name), replace(ROW, edit=name, when="end")):
+            arguments[5](row)
         raise KeyboardInterrupt  # what was read so far is summed up
 
     monkeypatch.setattr(objective, "run", two_rows)
@@ -155,13 +163,14 @@ def test_the_command_prints_one_object_of_its_schema(demo_engine: Engine, monkey
     printed = capsys.readouterr()
     value = json.loads(printed.out)
     assert value["schema"] == "lawf.bench/1" and value["complete"] is False and value["edits"] == 1 and value["seeds"] == 2
-    assert [one["when"] for one in value["summaries"]] == ["equal", "end"] and value["rows"][0]["edit"] == "a"
+    assert [one["when"] for one in value["summaries"]] == ["equal", "end"] and value["rows"][0]["edit"] == name
     assert "seed 0" in printed.err
 
 
 @pytest.mark.parametrize(("arguments", "word"), [
     (["--edits", "0"], "at least 1"), (["--seeds", "-1"], "at least 1"), (["--model", "x"], "leave out --model"),
-    (["--adapter", "x"], "leave out --adapter"),
+    (["--adapter", "x"], "leave out --adapter"), (["--stream", "0"], "at least 1"), (["--levers", "--plot"], "--levers and --plot are two"),
+    (["--levers", "--rows", "x"], "leave it out"), (["--levers", "--svg", "x"], "give it with --plot"), (["--svg", "/none/x.svg"], "no such folder"),
 ])
 def test_bad_arguments_are_one_line(arguments: list[str], word: str, capsys: Any) -> None:
     assert main(["bench", "objective", *arguments]) == 2
@@ -176,3 +185,85 @@ def test_a_change_where_the_base_was_undecided_is_counted_apart_and_the_first_ch
     adapted = torch.stack([other, other, other, other, sure, sure]).log()
     found = _changes(batch, base, adapted)
     assert (found.tokens, found.flipped, found.tied) == (6, 1, 1)  # the second row changes first where the base was sure
+
+
+def test_an_interrupted_bench_goes_on_where_it_was(
+        demo_engine: Engine, demo_probe_set: ProbeSet, task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    over = [replace(ROW, edit=task.name), replace(ROW, edit=task.name, when="end")]
+    half = [replace(ROW, edit=task.name, recipe="lawf_paper"), replace(ROW, edit=task.name, recipe="lawf_paper 32", when="end")]
+    text = "".join(json.dumps(asdict(row)) + "\n" for row in (*over, *half)) + '{"recipe": "law'
+    assert read_rows(text) == over == complete([*over, *half])  # the paper's recipe is over at its last step only
+    (tmp_path / "rows").write_text(text)
+    assert _known(tmp_path / "rows") == over and read_rows((tmp_path / "rows").read_text()) == over
+    trained: list[str] = []
+
+    def trains(engine: Engine, meter: Meter, task: Task, seed: int, peer: Peer, target_p: float) -> Iterator[Row]:
+        trained.append(peer.name)
+        yield replace(ROW, recipe=peer.name, edit=task.name, seed=seed, when="end")
+
+    monkeypatch.setattr(objective, "run_peer", trains)
+    monkeypatch.setattr(objective, "run_ours", lambda *arguments: iter([replace(ROW, recipe="lawf", edit=task.name, when="end")]))
+    heard: list[Row] = []
+    rows = run(demo_engine, ProbeSet(demo_probe_set.probes[:2]), [task], 1, Settings(), heard.append, over)
+    assert trained == ["sft_kl 0.25", "sft_kl 1", "lawf_paper"] and len(rows) == 6 and len(heard) == 4
+
+
+def test_a_file_of_something_else_is_no_readings(tmp_path: Path, capsys: Any) -> None:
+    for content in ("hello\n", '{"a": 1}\n', "[]\n"):
+        (tmp_path / "rows").write_text(content)
+        assert main(["bench", "objective", "--rows", str(tmp_path / "rows")]) == 2
+        assert "does not hold the readings of a bench" in capsys.readouterr().err and (tmp_path / "rows").read_text() == content
+
+
+def test_each_lever_changes_what_it_says(demo_engine: Engine, demo_probe_set: ProbeSet, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet) -> Iterator[Row]:
+        seen.append((task.case.anchors[0].confidence, settings, len(probes.replay)))
+        yield replace(ROW, recipe="lawf", when="equal")
+        yield replace(ROW, recipe="lawf", when="end", drift_nats=float(len(seen)))
+
+    monkeypatch.setattr(levers, "run_ours", ours)
+    rows = levers.run_levers(demo_engine, ProbeSet(demo_probe_set.probes[:2], demo_probe_set.replay[:3]), [task], 1, Settings(), lambda row: None)
+    assert [row.recipe for row in rows] == [name for name, _ in levers.LEVERS] == [one.recipe for one in levers.summarize_levers(rows)]
+    by_name = dict(zip((name for name, _ in levers.LEVERS), seen, strict=True))
+    assert by_name["as shipped"] == (1.0, Settings(), 3) and by_name["confidence 0.5"] == (0.5, Settings(), 3)
+    assert by_name["neither"] == (1.0, replace(Settings(), variations=0), 0) and by_name["rank 8"][1].rank == 8
+    assert len({str(found) for found in seen}) == len(seen)
+
+
+def test_a_stream_counts_those_that_still_hold_and_leaves_the_base(demo_engine: Engine, demo_probe_set: ProbeSet) -> None:
+    edits, settings = spread(load_edits(), 2), Settings(variations=8, rounds=1)
+    rows = list(levers.run_stream(demo_engine, ProbeSet(demo_probe_set.probes[:8]), edits, settings))
+    assert [(row.corrections, row.edit, row.hold) for row in rows] == [(1, edits[0]["name"], 1.0), (2, edits[1]["name"], 1.0)]
+    assert all(row.drift_nats > 0 and row.steps > 1 for row in rows)
+    session = Session(demo_engine, Settings())
+    list(session.ask(edits[0]["prompt"]))
+    assert session.node is not None and session.node.completion.text != edits[0]["right"]
+    console = Console(width=80, record=True)
+    console.print(stream_table(rows, Theme(colour=False, plain=True)))
+    assert "100.0%" in console.export_text() and edits[1]["name"][:20] in console.export_text()
+
+
+def test_the_courses_begin_at_the_base_and_end_where_the_training_does(
+        demo_engine: Engine, demo_probe_set: ProbeSet, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "PEER_STEPS", 8)
+    monkeypatch.setattr(course, "PEERS", (Peer("sft", 0.0),))
+    heard: list[Any] = []
+    points = course.run_curves(demo_engine, ProbeSet(demo_probe_set.probes[:8]), [task], Settings(variations=8), heard.append)
+    assert points == heard and {point.recipe for point in points} == {"sft", "lawf", "lawf by scale"}
+    lines = course.curves(points)
+    assert lines["sft"][0][1] == lines["lawf"][0][1] == course.FEWEST_NATS and lines["sft"][-1][0] > lines["sft"][0][0]
+    assert lines["lawf by scale"][-1][0] > 0.95 > lines["lawf by scale"][0][0]
+    assert lines["lawf by scale"][0][1] < lines["lawf by scale"][-1][1]
+
+
+def test_the_plot_fits_its_width_and_the_file_is_well_formed() -> None:
+    lines = {"sft": [(0.0, 1e-9), (0.5, 1e-5), (0.99, 3e-3)], "<b>&": [(0.1, 1e-7), (1.0, 1e-6)]}
+    shown = character_plot(lines, 78, 20)
+    assert max(map(len, shown.split("\n"))) <= 78 and "11 sft" in shown and "1e-3" in shown and "\x1b" not in shown
+    root = ElementTree.fromstring(svg_plot(lines))
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert "<b>&" in texts and "1e-9" in texts
+    places = [float(circle.get("cx", "0")) for circle in root.iter() if circle.tag.endswith("circle")]
+    assert len(places) == 5 + 2 and min(places) >= 80

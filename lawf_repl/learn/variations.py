@@ -23,7 +23,7 @@ MORE_TOKENS = 10      # a variation may be this much longer than that
 PLACES = 48           # of a turn that are varied at most
 TOKENS = 2**15        # of all variations' prompts together: long prompts get fewer
 ANSWER_TOKENS = 96    # of its answer at most
-SAME_HALF = 0.5       # share of the turn that a variation repeats before it departs, from which on it counts as the same request
+SAME = 0.34           # share of the turn that a variation repeats before it departs, from which on it may be the same request
 ABOUT = 4             # anchors whose tokens are brought up in other questions, and
 MENTIONS = 4          # places where each of them is
 EVEN = 0.25           # of the turns go to all places alike
@@ -37,7 +37,7 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     """At most `count` variations of a case's prompt, each with the base's greedy answer as ids; turn the adapter off first.
 
     Left out are those that the fix may well concern: the answer is the one that was corrected, or begins with the mistake
-    though the request is half the same. They would hold back what paraphrases need. None where `stop()` turns true meanwhile.
+    though it begins as the request does. They would hold back what paraphrases need. None where `stop()` turns true meanwhile.
     """
     ids = list(case.prompt_ids)
     start, end = user_turn(engine, case.prompt_ids, messages)
@@ -54,7 +54,7 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     unlike = {tuple(prompt): (prompt, answer) for prompt, answer in written if prompt != ids}  # two may have been finished alike
     for prompt, answer in sorted(unlike.values(), key=lambda pair: (len(pair[0]), pair[0])):
         repeated = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids)) - start
-        concerned = any(answer[:len(mistake)] == mistake for mistake in mistakes) and repeated >= SAME_HALF * (end - start)
+        concerned = any(answer[:len(mistake)] == mistake for mistake in mistakes) and repeated >= SAME * (end - start)
         if answer and answer not in (before, list(case.completion_ids)) and not concerned:
             out.append((prompt, answer))
     return out

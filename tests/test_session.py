@@ -17,7 +17,9 @@ from lawf_repl.config import Settings
 from lawf_repl.corrections import departure
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
+from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError, UsageError
+from lawf_repl.records import Check, Scorecard
 from lawf_repl.session import Session, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -160,6 +162,39 @@ def test_the_whole_job_and_back(asked: Session) -> None:
     asked.discard_training()
     run(asked.ask(AUSTRALIA))
     assert not asked.has_adapter and asked.node.completion.ids == base  # type: ignore[union-attr]
+
+
+def test_what_a_scorecard_found_wrong_becomes_a_case_or_is_held(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    asked.accept()
+    with pytest.raises(NothingToFix, match="nothing to mend"):
+        asked.mend()
+    french = asked.engine.prompt_ids([{"role": "user", "content": "What is the capital of France?"}])
+    before = greedy_answers(asked.engine.model, [french], asked.engine.end_ids, 40)[0]
+    asked._card = Scorecard(1.0, (Check("Australia's capital?", RIGHT, "?"), Check("ok", RIGHT, RIGHT),
+                                  Check("What is the capital of Spain?", "The capital of Spain is Madrid.", "?")),
+                            (Check("What is the capital of France?", "The capital of France is Paris.", "?"), Check("fine", "a", "a")))
+    done = run(asked.mend())
+    assert [(what, check.prompt) for what, check in done] == [
+        ("case", "Australia's capital?"), ("held", "What is the capital of Spain?"), ("held", "What is the capital of France?")]
+    assert [(case.prompt, case.accepted) for case in asked.cases] == [(AUSTRALIA, RIGHT), ("Australia's capital?", RIGHT)]
+    assert asked.cases[1].anchors and set(asked._held) >= {french} and asked._held[french][1] == before
+    with pytest.raises(NothingToFix):
+        asked.mend()
+    asked.settings = replace(asked.settings, variations=0)
+    run(asked.train())
+    assert asked.training is not None and asked.training.stop_reason == "converged"
+    assert all(rerun.fixed for rerun in asked.rerun())
+    assert greedy_answers(asked.engine.model, [french], asked.engine.end_ids, 40)[0] == before
+    assert ("note", "What is the capital of France?") in [(type_, fields.get("prompt")) for type_, fields in asked.events]
+
+
+def test_mending_that_is_stopped_adds_nothing_more(asked: Session) -> None:
+    run(asked.want(RIGHT))
+    asked.accept()
+    asked._card = Scorecard(1.0, (Check("Australia's capital?", RIGHT, "?"),), (Check("What is the capital of France?", "a", "b"),))
+    assert run(asked.mend(lambda: True)) == [] and len(asked.cases) == 1 and not asked._held
+    assert len(run(asked.mend())) == 2
 
 
 def test_two_cases_are_learned_together(demo_session: Session) -> None:

@@ -321,3 +321,17 @@ def test_replay_holds_the_replayed_answers(demo_engine: Engine, adapter: Adapter
 def test_what_is_corrected_is_not_held(adapter: Adapter, france: Case) -> None:
     wrong = (france.prompt_ids, [*france.completion_ids[:france.anchors[0].position], 7])
     assert run(adapter, [france], replay=[wrong])[1].stop_reason == "converged"
+
+
+def test_a_held_answer_is_in_the_objective_from_the_start(demo_engine: Engine, france: Case) -> None:
+    near = [tuple(demo_engine.prompt_ids([{"role": "user", "content": f"What is the capital of {place}?"}])) for place in ("Spain", "Nepal", "Chad")]
+    pairs = list(zip(near, base_answers(demo_engine, near), strict=True))
+    moved = []
+    for hold in ((), pairs):
+        made = Adapter.fresh(demo_engine.model, SETTINGS, "demo")
+        try:
+            run(made, [france], replace(SETTINGS, pull=0.0, rounds=1), hold=hold)
+            moved.append(max(Pool(made, pairs, Lower(made)).moved()))
+        finally:
+            made.remove()
+    assert moved[1] < 0.1 * moved[0]

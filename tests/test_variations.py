@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
-from lawf_repl.learn.variations import MORE_TOKENS, REWRITTEN, shared, user_turn, variations
+from lawf_repl.learn import variations as module
+from lawf_repl.learn.variations import EVEN, MORE_TOKENS, REWRITTEN, departures, influence, shared, user_turn, variations
 from lawf_repl.records import Case
 from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -67,8 +69,9 @@ def test_a_long_prompt_gets_few_variations_that_keep_most_of_it(demo_engine: Eng
     assert len(ids) > 300
     made = variations(demo_engine, replace(case, prompt_ids=ids), [{"role": "user", "content": text}], 12)
     assert made and len(made) <= 12 and all(abs(len(prompt) - len(ids)) <= MORE_TOKENS + REWRITTEN for prompt, _ in made)
-    same = [sum(a == b for a, b in zip(prompt, ids, strict=False)) for prompt, _ in made]
-    assert sum(count == len(ids) - 1 for count in same) >= len(made) // 2
+    _, end = user_turn(demo_engine, ids, [{"role": "user", "content": text}])
+    early = [prompt for prompt, _ in made if shared([prompt, ids]) < end - REWRITTEN - 1]
+    assert early and all(len(prompt) == len(ids) and sum(a == b for a, b in zip(prompt, ids, strict=True)) == len(ids) - 1 for prompt in early)
 
 
 def ids_of(engine: Engine, text: str) -> tuple[int, ...]:
@@ -77,3 +80,35 @@ def ids_of(engine: Engine, text: str) -> tuple[int, ...]:
 
 def test_shared_counts_the_common_beginning() -> None:
     assert shared([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2 and shared([[1], [2]]) == 0
+
+
+def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was_corrected(demo_engine: Engine, case: Case) -> None:
+    start, end = user_turn(demo_engine, case.prompt_ids, MESSAGES[1:])
+    drawn = torch.Generator().manual_seed(0)
+    beginnings = departures(demo_engine, case.prompt_ids, start, end, 64, drawn, case)
+    assert len(beginnings) == 64 and all(row[:-1] == list(case.prompt_ids[:len(row) - 1]) for row in beginnings)
+    assert len({tuple(row) for row in beginnings}) == 64
+    places = [len(row) - 1 for row in beginnings]
+    country = next(place for place in range(start, end) if demo_engine.tokenizer.decode([case.prompt_ids[place]]).strip() == "Australia")
+    asked = next(place for place in range(start, end) if demo_engine.tokenizer.decode([case.prompt_ids[place]]).strip() == "What")
+    assert places.count(country) > 3 * places.count(asked) >= 3
+    anchor = case.anchors[0]
+    assert {anchor.rejected_id, anchor.chosen_id} <= {row[-1] for row in beginnings}
+    weight = influence(demo_engine, case.prompt_ids, [asked, country], [50, 51], case)
+    assert sum(weight) == pytest.approx(2 + 2 * EVEN) and min(weight) >= EVEN
+
+
+def test_what_repeats_the_mistake_in_nearly_the_same_request_is_left_out(demo_engine: Engine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchor = case.anchors[0]
+    mistake = [*case.completion_ids[:anchor.position], anchor.rejected_id, 7]
+    ids = list(case.prompt_ids)
+    start, end = user_turn(demo_engine, ids, MESSAGES[1:])
+    near, far = [*ids[:end - 1], 50, *ids[end:]], [*ids[:start], 50, *ids[start + 1:]]
+    rows = [(ids, [9]), (near, mistake), (far, mistake), (near[:-1], [8]), (far[:-1], list(case.completion_ids)), ([*far, 3], [9]), (far[:-2], [])]
+    monkeypatch.setattr(module, "write", lambda *arguments: rows)
+    assert variations(demo_engine, case, MESSAGES[1:], 8) == [(near[:-1], [8]), (far, mistake)]
+
+
+def test_stopping_makes_none(demo_engine: Engine, case: Case) -> None:
+    asked = iter([False] * 40)
+    assert variations(demo_engine, case, MESSAGES[1:], 24, stop=lambda: next(asked, True)) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn import variations as module
-from lawf_repl.learn.variations import EVEN, MORE_TOKENS, REWRITTEN, departures, influence, shared, user_turn, variations
+from lawf_repl.learn.variations import EVEN, MORE_TOKENS, REWRITTEN, departures, influence, shared, user_turn, variations, write
 from lawf_repl.records import Case
 from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -65,13 +63,17 @@ def test_the_turn_is_found_behind_other_messages_and_without_a_template(demo_eng
 
 def test_a_long_prompt_gets_few_variations_that_keep_most_of_it(demo_engine: Engine, case: Case) -> None:
     text = "Repeat: " + "the old book and the new lamp " * 60
-    ids = demo_engine.prompt_ids([{"role": "user", "content": text}])
-    assert len(ids) > 300
-    made = variations(demo_engine, replace(case, prompt_ids=ids), [{"role": "user", "content": text}], 12)
-    assert made and len(made) <= 12 and all(abs(len(prompt) - len(ids)) <= MORE_TOKENS + REWRITTEN for prompt, _ in made)
-    _, end = user_turn(demo_engine, ids, [{"role": "user", "content": text}])
-    early = [prompt for prompt, _ in made if shared([prompt, ids]) < end - REWRITTEN - 1]
-    assert early and all(len(prompt) == len(ids) and sum(a == b for a, b in zip(prompt, ids, strict=True)) == len(ids) - 1 for prompt in early)
+    ids = list(demo_engine.prompt_ids([{"role": "user", "content": text}]))
+    start, end = user_turn(demo_engine, ids, [{"role": "user", "content": text}])
+    assert end > 300
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        beginnings = departures(demo_engine, ids, start, end, 12, drawn, case)
+    made = [prompt for prompt, _ in write(demo_engine, ids, end, ids[end:end + 1], beginnings, drawn, lambda: False)]
+    assert made[0] == ids and 8 <= len(made) <= 13 and all(abs(len(prompt) - len(ids)) <= MORE_TOKENS + REWRITTEN for prompt in made)
+    early = [prompt for prompt in made[1:] if shared([prompt, ids]) < end - REWRITTEN - 1]
+    assert early and all(len(prompt) == len(ids) and sum(a != b for a, b in zip(prompt, ids, strict=True)) == 1 for prompt in early)
+    assert all(prompt[-len(ids) + end:] == ids[end:] for prompt in made)
 
 
 def ids_of(engine: Engine, text: str) -> tuple[int, ...]:
@@ -85,7 +87,8 @@ def test_shared_counts_the_common_beginning() -> None:
 def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was_corrected(demo_engine: Engine, case: Case) -> None:
     start, end = user_turn(demo_engine, case.prompt_ids, MESSAGES[1:])
     drawn = torch.Generator().manual_seed(0)
-    beginnings = departures(demo_engine, case.prompt_ids, start, end, 64, drawn, case)
+    with torch.no_grad():
+        beginnings = departures(demo_engine, case.prompt_ids, start, end, 64, drawn, case)
     assert len(beginnings) == 64 and all(row[:-1] == list(case.prompt_ids[:len(row) - 1]) for row in beginnings)
     assert len({tuple(row) for row in beginnings}) == 64
     places = [len(row) - 1 for row in beginnings]
@@ -94,7 +97,8 @@ def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was
     assert places.count(country) > 3 * places.count(asked) >= 3
     anchor = case.anchors[0]
     assert {anchor.rejected_id, anchor.chosen_id} <= {row[-1] for row in beginnings}
-    weight = influence(demo_engine, case.prompt_ids, [asked, country], [50, 51], case)
+    with torch.no_grad():
+        weight = influence(demo_engine, case.prompt_ids, [asked, country], [50, 51], case)
     assert sum(weight) == pytest.approx(2 + 2 * EVEN) and min(weight) >= EVEN
 
 

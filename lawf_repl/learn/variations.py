@@ -141,7 +141,8 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
     sure = p.topk(min(SURE, p.shape[1])).indices.tolist()
     weight = influence(engine, ids, places, [row[0] for row in sure], case)
     about = {id_ for anchor in case.anchors[:ABOUT] for id_ in (anchor.rejected_id, anchor.chosen_id)} - set(banned.tolist())
-    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(min(MENTIONS, len(places))).indices.tolist() if ids[places[row]] != id_}
+    each = min(MENTIONS, len(places), count // (4 * max(len(about), 1)))  # a quarter of all at most
+    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(each).indices.tolist() if ids[places[row]] != id_}
     # Gumbel's way to draw without repeating
     noise = -torch.empty_like(p).exponential_(generator=drawn).log()
     found: list[tuple[float, float, int, int]] = []

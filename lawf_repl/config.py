@@ -73,7 +73,8 @@ class Settings:
     seed: int = _setting(0, Rule("whole", "seed of sampling and of training", low=0, high=MOST))
     confidence: float = _setting(1.0, Rule("number", "weight c of a correction: 1 is hard, less is a weak preference", above=0, high=1))
     target_p: float = _setting(0.95, Rule("number", "probability that every corrected token must reach", above=0, below=1))
-    rank: int = _setting(4, Rule("whole", "rank of the LoRA adapter", low=1, high=65536))
+    rank: int | None = _setting(None, Rule(
+        "whole", "rank of the LoRA adapter; by default 4, doubled until there is one for each accepted answer", low=1, high=65536, optional=True))
     layers: str = _setting("upper", Rule(
         "choice", "decoder layers that carry the LoRA: the upper half of them, or all", choices=("upper", "all"), flag=False))
     preset: str = _setting("standard", Rule(
@@ -240,7 +241,7 @@ def _expected(rule: Rule) -> str:
     noun = "a whole number" if rule.kind == "whole" else "a number"
     low = f" above {rule.above:g}" if rule.above > -math.inf else f" of at least {rule.low:g}" if rule.low > -math.inf else ""
     high = f" and below {rule.below:g}" if rule.below < math.inf else f" and at most {rule.high:g}" if rule.high < MOST else ""
-    return noun + low + high
+    return noun + low + high + (" or none" if rule.optional else "")
 
 
 def _refuse(where: str, rule: Rule, found: object) -> UsageError:
@@ -262,6 +263,8 @@ def _checked(where: str, rule: Rule, value: object) -> Value:
             return os.path.expanduser(value)  # a config file has no shell that would do it
         if not rule.choices or value in rule.choices:
             return value
+    if rule.kind == "whole" and rule.optional and isinstance(value, str) and value.strip().lower() in ("", "none"):
+        return None
     if rule.kind in ("whole", "number") and not isinstance(value, bool) and isinstance(value, int if rule.kind == "whole" else int | float):
         number = cast(float, value)
         if rule.low <= number <= rule.high and rule.above < number < rule.below and abs(number) <= LARGEST:
@@ -279,6 +282,8 @@ def _from_text(where: str, rule: Rule, text: str) -> Value:
         return _pairs(where, rule, [part for part in text.split(",") if part.strip()])
     elif rule.kind in ("whole", "number"):
         with suppress(ValueError, UsageError):  # refused below, with the text as it was written
+            if rule.optional and text.strip().lower() in ("", "none"):
+                return None
             return _checked(where, rule, int(text) if rule.kind == "whole" else float(text))
     else:
         return _checked(where, rule, text)

@@ -19,7 +19,7 @@ from lawf_repl.config import Settings, with_setting
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError
-from lawf_repl.learn.adapter import Adapter, Weights, find_targets
+from lawf_repl.learn.adapter import Adapter, Weights, find_targets, rank_for
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.conflicts import check_cases, conflict_text, conflicts
 from lawf_repl.learn.train import train
@@ -50,6 +50,7 @@ Stop = Callable[[], bool]
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
                       "template_args", "replay_prompts", "probes", "json", "plain"})  # settings that have had their effect when a session begins
 RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
+VARIED = 400  # variations of all cases together at most: a look at them costs a pass over all
 WATCHED = 8  # probes whose drift is shown while training runs
 
 
@@ -391,15 +392,16 @@ class Session:
         for _ in self.prepare(stop):
             pass
         started, self._preparing = time.monotonic() - self._preparing, 0.0
+        settings = replace(self.settings, rank=self.settings.rank or rank_for(len(self.cases)))
         replay = [*self._variations(), *self.probes.replay]
         result, was = None, (self._version, self.adapter_on)
         try:
             if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
                 self._remove_adapter()
-                self._adapter = Adapter.fresh(self.engine.model, self.settings, self.engine.name)
+                self._adapter = Adapter.fresh(self.engine.model, settings, self.engine.name)
                 self._structure = ()  # until it is trained it is none of the versions
             self._adapter.switch(True)
-            result = yield from train(self._adapter, self.cases, replay, self.settings, stop, self.probes.probes[:WATCHED], started,
+            result = yield from train(self._adapter, self.cases, replay, settings, stop, self.probes.probes[:WATCHED], started,
                                       list(self._held.values()))
         finally:
             self.decoder.drop_cache()
@@ -407,14 +409,14 @@ class Session:
                 self._install(*was)
         before = self._versions[self._version]
         loaded = before.loaded if before is not None and self._adapter.from_file else None
-        version = _Version(self._adapter.snapshot(), loaded, self.settings, result, was)
+        version = _Version(self._adapter.snapshot(), loaded, settings, result, was)
         self._versions.append(version)
         self._version, self._structure, self.training = len(self._versions) - 1, version.structure, result
         parent = self.node
         if parent is not None:
             self._add(Node(len(self.nodes), parent.id, parent.completion, None, result, self._version, True, self.settings.confidence,
                            parent.fix_positions, parent.adapted_positions, parent.adapted))
-        recipe = {name: getattr(self.settings, name) for name in RECIPE}
+        recipe = {name: getattr(settings, name) for name in RECIPE}
         self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, adapter=self._version,
                      before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result))
 
@@ -447,7 +449,8 @@ class Session:
     def _variations(self) -> list[Pair]:
         """Prompts almost like those of the cases, with the base's answers; the same ones whenever the same cases are trained."""
         meant = {self.engine.prompt_ids(self._asked(text)) for text in self.paraphrases}  # these are to change with the case
-        return [pair for case in self.cases for pair in self._varied.get(self._made_with(case), []) if tuple(pair[0]) not in meant]
+        made = [pair for case in self.cases for pair in self._varied.get(self._made_with(case), []) if tuple(pair[0]) not in meant]
+        return made[::-(-len(made) // VARIED)] if made else []  # of each case as large a share, of all lengths
 
     def hold(self, prompt: str) -> None:
         """Keep the base's answer to `prompt` as it is, whatever is trained from now on: a case without corrections."""

@@ -96,6 +96,14 @@ def test_every_type_is_read_from_a_file(tmp_path: Path) -> None:
     assert settings.template_args == (("enable_thinking", False), ("depth", 2))
 
 
+def test_a_number_that_may_be_none_is_told_so_everywhere(tmp_path: Path) -> None:
+    assert load_settings({}, {}, config(tmp_path, 'rank = "none"')).rank is None
+    assert load_settings({}, {"LAWF_RANK": "none"}, config(tmp_path, "rank = 3")).rank is None
+    assert load_settings({"rank": "none"}, {"LAWF_RANK": "7"}, None).rank is None
+    assert "or none" in refused(path=config(tmp_path, 'rank = "many"'))
+    assert "or none" not in refused(path=config(tmp_path, 'seed = "none"'))
+
+
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
     assert load_settings({}, {}, config(tmp_path, "\ufeffrank = 3")).rank == 3
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lawf_repl import session as session_module
 from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.corrections import departure
@@ -19,6 +20,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Sampling
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError, UsageError
+from lawf_repl.learn.adapter import rank_for
 from lawf_repl.records import Check, Scorecard
 from lawf_repl.session import Session, open_session
 from lawf_repl.spans import first_word
@@ -204,6 +206,42 @@ def test_two_cases_are_learned_together(demo_session: Session) -> None:
         demo_session.accept()
     run(demo_session.train())
     assert [rerun.fixed for rerun in demo_session.rerun()] == [True, True]
+
+
+def test_the_rank_grows_with_what_has_to_be_learned_unless_it_is_set(demo_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [rank_for(cases) for cases in (1, 4, 5, 8, 9, 30)] == [4, 4, 8, 8, 16, 32]
+    monkeypatch.setattr(session_module, "rank_for", lambda cases: 6 + cases)
+    demo_session.settings = replace(demo_session.settings, variations=0, max_steps=1)
+    run(demo_session.ask(AUSTRALIA))
+    run(demo_session.want(RIGHT))
+    demo_session.accept()
+
+    def trained_rank() -> int:
+        run(demo_session.train())
+        assert demo_session._adapter is not None
+        (rank,) = {demo_session._adapter.rank_of(path) for path in demo_session._adapter.layers()}
+        recorded = [fields["recipe"]["rank"] for type_, fields in demo_session.events if type_ == "training"]
+        assert recorded[-1] == rank
+        return rank
+
+    assert trained_rank() == 7
+    demo_session.set_setting("rank", "3")
+    assert trained_rank() == 3
+    demo_session.undo()  # the one before has another shape
+    assert demo_session._adapter is not None and demo_session._adapter.rank_of(next(iter(demo_session._adapter.layers()))) == 7
+    demo_session.set_setting("rank", "none")
+    assert demo_session.settings.rank is None
+
+
+def test_many_cases_share_one_number_of_variations(demo_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "VARIED", 10)
+    run(demo_session.ask(AUSTRALIA))
+    run(demo_session.want(RIGHT))
+    case = demo_session.accept()
+    made = [((1, number), (2,)) for number in range(25)]
+    demo_session._varied[demo_session._made_with(case)] = made  # type: ignore[assignment]
+    kept = demo_session._variations()
+    assert len(kept) <= 10 and kept == made[::3]
 
 
 def test_bean_alone_is_the_anchor_of_a_name_of_two_tokens(demo_session: Session) -> None:

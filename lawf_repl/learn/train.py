@@ -35,7 +35,7 @@ BEYOND = 5            # times nearer to 1 than --target-p, the goal at least
 ITERATIONS = 20       # of one round, once everything holds
 STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived where everything holds;
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short
-MOST = 8              # answers that a round adds to the objective
+MOST, AT_MOST = 8, 64  # answers that a round adds to the objective for each case, and for all: thirty cases move more than one does
 ROWS = 16             # held answers in one backward pass
 BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
 
@@ -125,6 +125,7 @@ class _Loop:
             aim(adapter, prepared.moments, self._anchor_loss, settings.seed)
             self.trained, self.pull = adapter.outward(), settings.pull
         self.start = [parameter.detach().clone() for parameter in self.trained]
+        self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []
         self.held: list[Held] = []
         self.steps = 0
@@ -205,7 +206,8 @@ class _Loop:
     def _hold_more(self) -> bool:
         """Add the replay answers that moved most to the objective; False where none did."""
         moved = self.prepared.pool.moved()
-        more = [i for i in sorted(range(len(moved)), key=lambda i: -moved[i]) if moved[i] > self.settings.hold and i not in self.active][:MOST]
+        worst = sorted(range(len(moved)), key=lambda i: -moved[i])
+        more = [i for i in worst if moved[i] > self.settings.hold and i not in self.active][:min(MOST * self.cases, AT_MOST)]
         self.active += more
         for gone in self.held:
             self.prepared.lower.forget(gone.batch)

@@ -97,6 +97,13 @@ class Settings:
     max_steps: int = _setting(400, Rule("whole", "training stops after this many steps", low=1, high=MOST))
     max_seconds: float = _setting(120.0, Rule("number", "training stops after this many seconds", above=0))
     json: bool = _setting(False, Rule("switch", "print one JSON object on standard output"))
+    vi: bool = _setting(False, Rule("switch", "edit the prompt with vi keys; F4 changes it"))
+    theme: str = _setting("auto", Rule("choice", "colours for a dark or a light background; auto asks the terminal",
+                                       choices=("auto", "dark", "light")))
+    history: bool = _setting(True, Rule("switch", "keep what was typed in a private file, for the next time", flag=False))
+    mouse: bool = _setting(True, Rule("switch", "a click in the answer view goes to a token", flag=False))
+    keys: TemplateArgs = _setting(  # noqa: RUF009  # gives a Field
+        (), Rule("pairs", "keys of the answer view, for example fix = \"f f2\" under [keys] in the config file", flag=False))
     plain: bool = _setting(False, Rule("switch", "no colour, no cursor movement"))
 
 

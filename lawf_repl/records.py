@@ -129,6 +129,7 @@ class Progress:
     what: str
     done: int
     of: int
+    unit: str = ""   # B: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class TrainStep:
     drift: float | None           # mean KL(base || adapted) per token on a few probes; None without any
     seconds: float                # since training began
     fixed: bool                   # every position's top-1 is the accepted token
+    round: int = 1                # which look at the replay answers this step comes after
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,10 @@ from lawf_repl.spans import encode_behind, first_word, lead_of
 
 Stop = Callable[[], bool]
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
-                      "template_args", "replay_prompts", "probes", "json", "plain"})  # settings that have had their effect when a session begins
+                      "template_args", "replay_prompts", "probes", "json", "plain", "vi", "theme", "history", "mouse",
+                      "keys"})  # settings that have had their effect when a session begins
 RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
-VARIED = 400  # variations of all cases together at most: a look at them costs a pass over all
+VARIED = 512  # variations of all cases together at most: every look at them is a pass over all
 WATCHED = 8  # probes whose drift is shown while training runs
 
 
@@ -110,6 +111,7 @@ class Session:
         self._varied: dict[tuple[object, ...], list[Pair]] = {}
         self._preparing = 0.0                                                  # seconds that the next training has taken already
         self._held: dict[tuple[int, ...], Pair] = {}                           # prompts whose answers are to stay, with the base's
+        self._own_probes: dict[tuple[int, ...], Pair] = {}                     # the user's further probes, with the base's answers
         self._card: Scorecard | None = None                                    # the last one
         self._adapter: Adapter | None = None
         self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
@@ -175,6 +177,32 @@ class Session:
         self._record("prompt", messages=list(messages), prompt_ids=list(ids), sampling=store.to_json(question.sampling))
         return self._generate((), None, stop, question)
 
+    def follow_up(self, text: str, stop: Stop = never) -> Iterator[Token]:
+        """Say `text` behind the current answer: the conversation goes on. Where there is none it begins. Raises PromptError at the call."""
+        if self.node is None:
+            return self.ask(text, stop)
+        answer = self.node.completion
+        messages = (*self._question.messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": text})
+        ids = self.engine.follow_up_ids(answer.prompt_ids, answer.ids, messages)
+        self.decoder.limit(ids, self._sampling())
+        question = _Question(messages, ids, self._sampling())
+        self._record("prompt", messages=list(messages), prompt_ids=list(ids), sampling=store.to_json(question.sampling), behind=self.node.id)
+        return self._generate((), None, stop, question)
+
+    def new_conversation(self) -> None:
+        """The next question is a first one; the tree and the cases stay."""
+        self.node, self._question, self._redo = None, _Question(), []
+
+    @property
+    def turn(self) -> int:
+        """Which question of the conversation was asked last, from 1; 0 before the first."""
+        return sum(message["role"] == "user" for message in self._question.messages)
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose states stand in the cache."""
+        return self.decoder.cached
+
     def lead(self, position: int) -> str:
         """The white space that a fix typed over the token at `position` starts with, until the user toggles it."""
         tokens = self._answer().tokens
@@ -186,6 +214,16 @@ class Session:
         """The tokens that a typed fix becomes, with their p and rank. Raises FixError."""
         position, kept = corrections.kept(self._answer(), position)
         return self.decoder.tokens(kept, encode_behind(self.engine.tokenizer, kept, text)) if text else ()
+
+    def reference(self) -> tuple[float, ...] | None:
+        """The frozen base's probability of each token of the answer, where another model gave some of them; else None."""
+        if self.node is None or not (self.node.adapted or self.adapter_on):
+            return None
+        return tuple(token.p for token in self._judge(self.node.completion))
+
+    def token_bytes(self, id_: int) -> bytes:
+        """What a token is made of; for one that is only part of a character this is all there is to show."""
+        return self.engine.tokenizer.token_bytes(id_)
 
     def alternatives(self, position: int, count: int) -> tuple[Alternative, ...]:
         """More alternatives at a position than were recorded with its token."""
@@ -436,7 +474,7 @@ class Session:
             yield Progress("variations of the corrected prompt", number, len(missing))
             began = time.monotonic()
             with self._switched(False):
-                made = variations(self.engine, case, self._case_messages[case.prompt_ids], self.settings.variations, self.settings.seed, stop)
+                made = variations(self.engine, case, self._case_messages[case.prompt_ids], self._varied_each(), self.settings.seed, stop)
             if stop():
                 return
             self._varied[self._made_with(case)] = made
@@ -444,13 +482,22 @@ class Session:
 
     def _made_with(self, case: Case) -> tuple[object, ...]:
         """What a case's variations depend on."""
-        return case.prompt_ids, case.completion_ids, self.settings.variations, self.settings.seed
+        return case.prompt_ids, case.completion_ids, self._varied_each(), self.settings.seed
 
     def _variations(self) -> list[Pair]:
         """Prompts almost like those of the cases, with the base's answers; the same ones whenever the same cases are trained."""
         meant = {self.engine.prompt_ids(self._asked(text)) for text in self.paraphrases}  # these are to change with the case
-        made = [pair for case in self.cases for pair in self._varied.get(self._made_with(case), []) if tuple(pair[0]) not in meant]
-        return made[::-(-len(made) // VARIED)] if made else []  # of each case as large a share, of all lengths
+        return [pair for case in self.cases for pair in self._varied.get(self._made_with(case), []) if tuple(pair[0]) not in meant]
+
+    def _varied_each(self) -> int:
+        """How many variations each case gets: halved until all of them together are few enough.
+
+        Made anew with the smaller number, and not cut: what a case is about has its share of them.
+        """
+        count = self.settings.variations
+        while count > 1 and count * len(self.cases) > VARIED:
+            count //= 2
+        return count
 
     def hold(self, prompt: str) -> None:
         """Keep the base's answer to `prompt` as it is, whatever is trained from now on: a case without corrections."""
@@ -577,6 +624,17 @@ class Session:
             out.append(rerun)
         return tuple(out)
 
+    def both(self, prompt: str, stop: Stop = never) -> tuple[Completion, Completion]:
+        """Any prompt answered greedily without and with the adapter, asked like the last case. Raises TrainingError without one."""
+        if self._adapter is None:
+            raise TrainingError("there is no adapter to compare: train one, or start with --adapter DIR")
+        ids, sampling = self.engine.prompt_ids(self._asked(prompt)), Sampling(self.settings.max_tokens)
+        out = []
+        for on in (False, True):
+            with self._switched(on):
+                out.append(self._complete(ids, sampling, stop))
+        return out[0], out[1]
+
     def scorecard(self, reruns: Sequence[Rerun], stop: Stop = never) -> Scorecard:
         """Reliability, and what was given of paraphrases (of the last accepted case), neighbours and probes.
 
@@ -584,9 +642,10 @@ class Session:
         """
         if self._adapter is None or not reruns:
             raise TrainingError("there is no adapter to measure: train one first")
+        probes = (*self.probes.probes, *self._own_probes.values())
         with self._switched(True):
             card = measure(self.engine, self._adapter, reruns, [(self._asked(text), reruns[-1].accepted) for text in self.paraphrases],
-                           [self._asked(text) for text in self.neighbours], self.probes.probes, self.settings.max_tokens, stop)
+                           [self._asked(text) for text in self.neighbours], probes, self.settings.max_tokens, stop)
         self._record("scorecard", **store.to_json(card))
         self._card = card
         return card
@@ -598,6 +657,16 @@ class Session:
     def add_neighbour(self, text: str) -> None:
         self._check_prompt(text)
         self.neighbours.append(text)
+
+    def add_probe(self, text: str) -> None:
+        """Measure drift on this prompt too, from the base's answer to it. Raises UsageError for one that is held: it would measure nothing."""
+        ids = self.engine.prompt_ids(self._asked(text))
+        if ids in self._held or any(tuple(prompt) == ids for prompt, _ in self.probes.replay):
+            raise UsageError("this prompt's answer is held in training: drift has to be measured on others")
+        with self._switched(False):
+            answer = base_answers(self.engine, [ids], self.settings.max_tokens)[0]
+        self._own_probes[ids] = (ids, answer)
+        self._record("note", text="a probe was added", prompt=text, prompt_ids=list(ids), answer_ids=list(answer))
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,8 @@ class Settings:
     target_p: float = 0.95
     max_tokens: int = 128
     system: str | None = None
+    rounds: int = 5
+    max_seconds: float = 120.0
 
 
 class FakeSession:
@@ -68,6 +70,7 @@ class FakeSession:
         self.notes: list[str] = []
         self.ahead: list[Node] = []
         self.pause, self.steps = pause, steps
+        self.turns = 0
         self.calls: list[str] = []
         self.missed: tuple[Check, ...] = ()  # paraphrases that the scorecard finds wrong
 
@@ -86,8 +89,21 @@ class FakeSession:
         self.node = Node(len(self.nodes), self.node.id if self.node else None, completion, correction, fix_positions=fixed)
         self.nodes.append(self.node)
 
-    def ask(self, text: str, stop: Stop) -> Iterator[Token]:
+    @property
+    def turn(self) -> int:
+        return self.turns
+
+    @property
+    def cached(self) -> int:
+        return len(self.node.completion.tokens) if self.node else 0
+
+    def new_conversation(self) -> None:
+        self.calls.append("new")
+        self.node, self.turns = None, 0
+
+    def follow_up(self, text: str, stop: Stop) -> Iterator[Token]:
         self.calls.append(f"ask {text}")
+        self.turns += 1
         self.prompt_text, self.node, self.nodes = text, None, []
         return self._yield([], [*tokens_of(ANSWERS.get(text, text)), END], None, frozenset(), stop)
 
@@ -138,6 +154,22 @@ class FakeSession:
         assert self.node is not None
         found = self.node.completion.tokens[position].alternatives
         return (*found, *(Alternative(2000 + number, f" city{number}", 0.003) for number in range(count - len(found))))
+
+    def reference(self) -> tuple[float, ...] | None:
+        return None if not self.adapter_on or self.node is None else (0.25,) * len(self.node.completion.tokens)
+
+    def token_bytes(self, id_: int) -> bytes:
+        return id_.to_bytes(2, "big")
+
+    def both(self, prompt: str, stop: Stop) -> tuple[Completion, Completion]:
+        if not self.has_adapter:
+            raise TrainingError("there is no adapter to compare")
+        self.calls.append(f"both {prompt}")
+        after = "Canberra." if "Australia" in prompt else "Sydney."
+        return Completion((1,), (*tokens_of("Sydney."), END), "eos"), Completion((1,), (*tokens_of(after), END), "eos")
+
+    def add_probe(self, text: str) -> None:
+        self.calls.append(f"probe {text}")
 
     def undo(self) -> bool:
         return self._move(self.nodes, -1)

@@ -19,26 +19,22 @@ from rich.console import Console
 
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress
-from lawf_repl.ui.app import run_repl
+from lawf_repl.ui.app import Options, run_repl
 from lawf_repl.ui.terminal import Loader
 from tests.fake_session import FakeSession
 
 
 def run(pipe: PipeInput, keys: str, session: FakeSession | None = None, *, plain: bool = False, first: str | None = None,
-        load: Callable[[], FakeSession] | None = None) -> tuple[int, str]:
+        load: Callable[[], FakeSession] | None = None, options: Options | None = None) -> tuple[int, str]:
     """A whole run of the loop on the given bytes; exit code and all that was printed."""
     file = io.StringIO()
     fake = session or FakeSession()
     with create_app_session(input=pipe, output=DummyOutput()):
         pipe.send_text(keys)
-        code = run_repl(load or (lambda: fake), first_prompt=first, intro="welcome" if first else None, plain=plain, model_name="tiny",
+        code = run_repl(lambda report: load() if load else fake, first_prompt=first, intro="welcome" if first else None, model_name="tiny",
+                        options=options or Options(plain=plain, history=False),
                         console=Console(file=file, width=100, color_system=None, highlight=False))
     return code, file.getvalue()
-
-
-@pytest.fixture(autouse=True)
-def _no_history(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LAWF_NO_HISTORY", "1")
 
 
 @pytest.fixture
@@ -169,7 +165,7 @@ def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
 @pytest.mark.parametrize(("answer", "kept"), [("\r", True), ("d\r", False)])
 def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, kept: bool) -> None:
     session = FakeSession(steps=200)
-    list(session.ask("What is the capital of Australia?", lambda: False))
+    list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
     session.accept()
     session.pause = 0.05
@@ -180,14 +176,12 @@ def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, k
 
 
 def test_history_is_private(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("LAWF_NO_HISTORY")
     monkeypatch.setattr("lawf_repl.ui.terminal.user_state_dir", lambda name: str(tmp_path / name))
-    run(pipe, "/model\r\x04")
+    run(pipe, "/model\r\x04", options=Options())
     path = tmp_path / "lawf" / "history"
     assert "/model" in path.read_text() and stat.S_IMODE(path.stat().st_mode) == 0o600
-    monkeypatch.setenv("LAWF_NO_HISTORY", "1")
     path.unlink()
-    run(pipe, "/help\r\x04")
+    run(pipe, "/help\r\x04", options=Options(history=False))
     assert not path.exists()
 
 

@@ -12,7 +12,8 @@ from prompt_toolkit.document import Document
 from rich.console import Console
 
 from lawf_repl.errors import UsageError
-from lawf_repl.ui.commands import COMMANDS, GROUPS, CommandCompleter, find, help_line, help_table, parse, position_and_rest
+from lawf_repl.ui.commands import COMMANDS, GROUPS, find, help_line, help_table, parse, position_and_rest
+from lawf_repl.ui.completion import CommandCompleter
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.verbs import CORRECTIONS, REPORTS
 

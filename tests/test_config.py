@@ -19,7 +19,7 @@ from lawf_repl.errors import UsageError
 SHARED_FLAGS = set(
     "--model --revision --adapter --device --dtype --device-map --quantize --trust-remote-code --offline --system --template-arg "
     "--max-tokens --temperature --top-p --seed --confidence --target-p --rank --max-steps --max-seconds --json --plain --config "
-    "--replay-prompts --probes".split())  # the last two came with the general set of prompts
+    "--replay-prompts --probes --vi --theme".split())  # the last four came with the general set of prompts and the terminal
 
 
 def parse(*arguments: str) -> dict[str, object]:

@@ -14,10 +14,11 @@ from rich.cells import cell_len
 
 from lawf_repl.errors import FixError
 from lawf_repl.records import Alternative, Token
+from lawf_repl.ui.keys import KEY_NAMES
 from lawf_repl.ui.motion import Line, least_sure
 from lawf_repl.ui.picker import Picker
 from lawf_repl.ui.port import Action
-from lawf_repl.ui.screen import HINTS, KEY_NAMES, KEYS_HELP, draw, run_picker
+from lawf_repl.ui.screen import HINTS, draw, hint, keys_help, run_picker
 from lawf_repl.ui.theme import Theme
 
 
@@ -43,6 +44,12 @@ class Lookup:
             raise FixError("this fix cannot be tokenized")
         return tuple(token(part, 0.2) for part in text)
 
+    def reference(self) -> tuple[float, ...] | None:
+        return None
+
+    def token_bytes(self, id_: int) -> bytes:
+        return b"\xe8\xb1\x86"
+
     def alternatives(self, position: int, count: int) -> tuple[Alternative, ...]:
         return tuple(Alternative(200 + number, f" alt{number}", 0.4 / (number + 1)) for number in range(count))
 
@@ -64,7 +71,7 @@ def type_text(view: Picker, text: str) -> Action | None:
 
 
 def screen(view: Picker) -> list[str]:
-    return ["".join(text for _, text in row) for row in draw(view)]
+    return ["".join(cell.text for cell in row) for row in draw(view)]
 
 
 def test_opens_on_the_least_sure_token() -> None:
@@ -181,12 +188,38 @@ def test_every_screen_fits_and_is_safe(size: tuple[int, int]) -> None:
             assert all(cell_len(row) < max(size[0], 8) for row in rows)
             assert not any(character in "\x1b\u202e\n\t" for row in rows for character in row)
             assert size[1] < 20 or len(rows) <= size[1]
-            assert len(tokens) < 6 or size[0] < 20 or any(look in ("cursor", "dropped") for row in draw(view) for look, _ in row)
+            assert len(tokens) < 6 or size[0] < 20 or any(cell.look in ("cursor", "dropped") for row in draw(view) for cell in row)
 
 
 def test_hints_fit_80_columns() -> None:
-    assert all(len(hint) <= 77 for hint in HINTS.values())
-    assert all(len(keys) <= 22 and len(meaning) <= 55 for keys, meaning in KEYS_HELP)
+    assert all(len(hint(mode)) <= 77 for mode in ("view", *HINTS))
+    assert all(len(keys) <= 20 and len(meaning) <= 55 for keys, meaning in keys_help())
+
+
+def test_a_click_goes_to_a_token_or_takes_an_alternative() -> None:
+    view = picker()
+    assert view.click("token", 1) is None and view.cursor == 1
+    assert view.click("token", 99) is None and view.cursor == 1 and view.click("row", 0) is None and view.click("", 0) is None
+    type_text(view, "<enter>")
+    assert view.click("row", 1) == Action("pick", 1, token_id=90)
+    assert view.click("token", 3) is None and (view.mode, view.cursor) == ("view", 3)
+    type_text(view, "cab")
+    assert view.click("token", 0) is None and (view.mode, view.cursor) == ("fix", 3)
+    cells = [cell for row in draw(picker()) for cell in row]
+    assert [cell.target for cell in cells if cell.target] == [("token", number) for number in range(6)]
+
+
+def test_the_mouse_in_a_terminal() -> None:
+    down, up = "\x1b[<0;{};1M", "\x1b[<0;{};1m"  # SGR mouse reports; the view starts in the first row here
+    click = (down + up).format(8, 8)  # column 8 is in " capital"
+    assert run_keys(click + "x") in (Action("delete", 1), Action("delete", 3)), "3: a terminal that does not tell where the view is"
+
+
+def test_what_a_token_is_made_of_and_what_the_base_thinks_of_it_is_shown() -> None:
+    view = picker()
+    assert "id 4  bytes e8 b1 86  p 30.0%  #1" in "\n".join(screen(view)) and "base p" not in "\n".join(screen(view))
+    view.reference = (1.0, 0.5, 0.25, 0.125, 1.0, 1.0)
+    assert "p 30.0%  base p 12.5%  #1" in "\n".join(screen(view))
 
 
 NAMES = [*sorted(set(KEY_NAMES.values())), "paste", *["char"] * 30]
@@ -240,6 +273,31 @@ def test_random_bytes_in_a_terminal() -> None:
     for _ in range(60):
         keys = "".join(chance.choice(sequences) for _ in range(chance.randrange(40)))
         assert isinstance(run_keys(keys + "\x03"), Action)
+
+
+def test_ten_thousand_key_sequences_in_a_terminal() -> None:
+    """Through the terminal's own bytes, in one application after the other: each goes on until a sequence leaves the view."""
+    chance = random.Random(2)
+    sequences = [*CHARACTERS, "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x1b[H", "\x1b[F", "\x1b[3~", "\x1b[5~", "\x1b[6~", "\x1bOP", "\x1bOS",
+                 "\x1b[Z", "\x1b\r", "\x1b ", "\r", "\t", "\x7f", "\x00", "\x01", "\x05", "\x0b", "\x12", "\x15", "\x17", "\x1f", "\x1b[<0;3;2M", 
+                 "\x1b[<0;3;2m", "\x1b[<64;1;1M", "\x1b[200~a\x1b]0;x\x07\r\nb\x1b[201~", "\x1b[999;999R", "\x1b[1;5C",
+                 "豆", "\u202e", "é", "\U0001f600"]
+    sent = 0
+    while sent < 10_000:
+        block = ["".join(chance.choice(sequences) for _ in range(chance.randrange(1, 6))) for _ in range(250)]
+        sent += len(block)
+        tokens = chance.choice([SYDNEY, NASTY, (), (END,), (token(""),)])
+        left: list[str] = []
+
+        class Watched(Picker):
+            def press(self, key: str, data: str = "", left: list[str] = left) -> Action | None:
+                left += [key] if key == "interrupt" else []
+                return super().press(key, data)
+
+        with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+            pipe.send_text("".join(block) + "\x03")
+            while not left:  # the view is entered again wherever a key leaves it, until the last one
+                assert isinstance(run_picker(Watched(tokens, Lookup()), Theme()), Action)
 
 
 def test_a_narrow_terminal_redraws() -> None:

@@ -21,13 +21,15 @@ from lawf_repl.engine.decode import Sampling
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError, UsageError
 from lawf_repl.learn.adapter import rank_for
-from lawf_repl.records import Check, Scorecard
+from lawf_repl.measure.scorecard import answer_text
+from lawf_repl.records import Case, Check, Scorecard
 from lawf_repl.session import Session, open_session
 from lawf_repl.spans import first_word
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 AUSTRALIA = "What is the capital of Australia?"
 RIGHT = "The capital of Australia is Canberra."
+TINY = Engine(make_tiny_model(), make_byte_tokenizer(), "tiny")
 
 
 def run(tokens: Iterator[Any]) -> list[Any]:
@@ -234,14 +236,21 @@ def test_the_rank_grows_with_what_has_to_be_learned_unless_it_is_set(demo_sessio
 
 
 def test_many_cases_share_one_number_of_variations(demo_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "VARIED", 10)
-    run(demo_session.ask(AUSTRALIA))
-    run(demo_session.want(RIGHT))
-    case = demo_session.accept()
-    made = [((1, number), (2,)) for number in range(25)]
-    demo_session._varied[demo_session._made_with(case)] = made  # type: ignore[assignment]
-    kept = demo_session._variations()
-    assert len(kept) <= 10 and kept == made[::3]
+    asked_for: list[int] = []
+
+    def made(engine: Engine, case: Case, messages: object, count: int, seed: int, stop: object) -> list[tuple[list[int], list[int]]]:
+        asked_for.append(count)
+        return [([len(asked_for), number], [2]) for number in range(count)]
+
+    monkeypatch.setattr(session_module, "variations", made)
+    monkeypatch.setattr(session_module, "VARIED", 130)
+    for number, prompt in enumerate(("What is the capital of Australia?", "Australia's capital?", "Tell me the capital of Australia."), 1):
+        run(demo_session.ask(prompt))
+        run(demo_session.want(RIGHT))
+        demo_session.accept()
+        run(demo_session.prepare())
+        assert len(demo_session._variations()) <= 130 and len(demo_session._variations()) == demo_session._varied_each() * number
+    assert asked_for == [64, 64, 32, 32, 32], "made anew where each gets fewer"
 
 
 def test_bean_alone_is_the_anchor_of_a_name_of_two_tokens(demo_session: Session) -> None:
@@ -781,3 +790,90 @@ def test_special_tokens_typed_in_a_prompt_are_text(demo_engine: Engine, tiny_eng
         typed, plain = (engine.prompt_ids([{"role": "user", "content": content}]) for content in (text, "What is this?"))
         assert sum(map(engine.tokenizer.is_special, typed)) == sum(map(engine.tokenizer.is_special, plain))
         assert text in engine.tokenizer.decode(typed)
+
+
+def test_a_conversation_goes_on_with_the_ids_that_stand_and_is_trained_in_its_context(asked: Session) -> None:
+    assert asked.turn == 1
+    run(asked.want(RIGHT))
+    assert asked.node is not None
+    first = asked.node
+    run(asked.follow_up("What is the capital of France?"))
+    assert asked.turn == 2 and text_of(asked) == "The capital of France is Paris." and asked.node.parent is None
+    so_far = (*first.completion.prompt_ids, *first.completion.ids)
+    assert asked.node.completion.prompt_ids[:len(so_far)] == so_far
+    assert asked.node.completion.timing.reuse is not None and asked.node.completion.timing.reuse.kept >= len(so_far) - 1, "nothing is read twice"
+    run(asked.fix("Paris", "Lyon"))
+    case = asked.accept()
+    assert case.prompt == "What is the capital of France?" and case.prompt_ids[:len(so_far)] == so_far
+    asked.settings = replace(asked.settings, variations=0)
+    run(asked.train())
+    (rerun,) = asked.rerun()
+    assert rerun.fixed and rerun.after.prompt_ids == case.prompt_ids and rerun.before_matches
+    asked.goto(first.id)
+    assert asked.turn == 1 and asked.prompt_text == AUSTRALIA
+    asked.new_conversation()
+    assert asked.turn == 0 and asked.anchors() == () and not asked.undo()
+    spain = "What is the capital of Spain?"
+    run(asked.follow_up(spain))
+    assert asked.turn == 1 and asked._answer().prompt_ids == asked.engine.prompt_ids([{"role": "user", "content": spain}])
+    prompts = [fields for type_, fields in asked.events if type_ == "prompt"]
+    assert prompts[1]["behind"] == first.id and [m["role"] for m in prompts[1]["messages"]] == ["user", "assistant", "user"]
+    assert "behind" not in prompts[2]
+
+
+def test_an_answer_cut_short_is_closed_before_the_next_question(asked: Session) -> None:
+    asked.settings = replace(asked.settings, max_tokens=3)
+    run(asked.ask(AUSTRALIA))
+    assert asked.node is not None and asked.node.completion.finish == "length"
+    so_far = (*asked.node.completion.prompt_ids, *asked.node.completion.ids)
+    run(asked.follow_up("And now?"))
+    ids = asked.node.completion.prompt_ids
+    assert ids[:len(so_far)] == so_far and ids[len(so_far)] in asked.engine.end_ids
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(str.strip), st.lists(st.integers(0, 258), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_a_follow_up_never_changes_the_ids_before_it_where_the_template_keeps_their_text(question: str, answer: list[int]) -> None:
+    engine = TINY
+    first = engine.prompt_ids([{"role": "user", "content": "q"}])
+    text = answer_text(engine, first, answer)
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}, {"role": "user", "content": question}]
+    ids = engine.follow_up_ids(first, answer, messages)
+    whole = engine.tokenizer.decode(engine.prompt_ids(messages))
+    known = engine.tokenizer.decode([*first, *answer])
+    if engine.has_template and whole.startswith(known) and len(known) == len(engine.tokenizer.decode([*first, *answer])) and "\ufffd" not in known:
+        assert engine.tokenizer.decode(ids) == whole
+    if not engine.has_template:
+        assert ids[:len(first)] == first and engine.tokenizer.decode(ids).endswith("\n" + question)
+
+
+def test_any_prompt_is_compared_probes_are_added_and_the_base_is_asked_beside_the_adapter(asked: Session) -> None:
+    assert asked.reference() is None
+    with pytest.raises(TrainingError, match="no adapter to compare"):
+        asked.both("x")
+    run(asked.want(RIGHT))
+    asked.accept()
+    asked.settings = replace(asked.settings, variations=0)
+    asked.hold("What is the capital of Spain?")
+    with pytest.raises(UsageError, match="held in training"):
+        asked.add_probe("What is the capital of Spain?")
+    asked.add_probe("What is the capital of France?")
+    asked.add_probe("What is the capital of France?")
+    run(asked.train())
+    before, after = asked.both(AUSTRALIA)
+    assert before.text == "The capital of Australia is Sydney." and after.text == RIGHT and asked.adapter_on
+    card = asked.scorecard(asked.rerun())
+    assert card.probes is not None and card.probes.n == 1 and card.probes.drift_nats < 0.01
+    run(asked.ask(AUSTRALIA))
+    position = position_of_word(asked, "Can")
+    reference = asked.reference()
+    assert asked.node is not None and reference is not None and len(reference) == len(asked.node.completion.tokens)
+    assert reference[position] < 0.01 < 0.9 < asked.node.completion.tokens[position].p
+
+
+def test_tokens_are_made_of_bytes(demo_engine: Engine, tiny_engine: Engine) -> None:
+    for engine in (demo_engine, tiny_engine):
+        for text in ("豆包 is\n\tÄ", "\U0001f600"):
+            ids = engine.tokenizer.encode(text)
+            assert b"".join(engine.tokenizer.token_bytes(id_) for id_ in ids) == text.encode()
+    assert demo_engine.tokenizer.token_bytes(next(iter(demo_engine.end_ids))).startswith(b"<|")

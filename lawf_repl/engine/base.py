@@ -21,6 +21,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.memory import memory_guard
+from lawf_repl.engine.progress import Report, reported
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.engine.trial import try_model
 from lawf_repl.errors import ModelError, PromptError, UsageError, first_line
@@ -109,6 +110,26 @@ class Engine:
             raise PromptError(f"the chat template of {self.name} refuses this conversation: {first_line(error)}") from error
         return tuple(ids)
 
+    def follow_up_ids(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids of a conversation whose last two messages are an answer and what is said next, up to the next answer.
+
+        `prompt_ids` and `answer_ids` are what the answer was generated from and as: they stay as they are wherever the template
+        puts the earlier turns there unchanged, although their text might be split otherwise. Raises PromptError.
+        """
+        ids = self.prompt_ids(messages)
+        known = [*prompt_ids, *answer_ids]
+        if not self.has_template:  # a plain text goes on
+            known = known[:-1] if known[-1:] and known[-1] in self.end_ids else known
+            return (*known, *self.tokenizer.encode("\n" + messages[-1]["content"]))
+        text, shared = self.tokenizer.decode(known), 0
+        if list(ids[:len(known)]) == known:
+            return ids
+        if not self.tokenizer.decode(ids).startswith(text):
+            return ids  # the template writes earlier turns anew, without their thinking for example
+        while shared < len(ids) and len(self.tokenizer.decode(ids[:shared])) < len(text):
+            shared += 1
+        return (*known, *ids[shared:]) if self.tokenizer.decode(ids[:shared]) == text else ids
+
     def fingerprint(self) -> dict[str, str]:
         """What a session file records of the model: id, revision, hashes of config, tokenizer and template, dtype."""
         config = self.model.config.to_dict()
@@ -151,9 +172,10 @@ class Engine:
         return own if own is not None else min(self.end_ids, default=None)
 
 
-def load_engine(settings: Settings) -> Engine:
+def load_engine(settings: Settings, report: Report | None = None) -> Engine:
     """Load the model that the settings name, or the embedded demo model.
 
+    `report` is called with the progress of downloads and of loading.
     One copy of the weights; bfloat16 on an accelerator and float32 on a CPU unless told. Raises ModelError in one line
     for everything that can be wrong with a name, a folder or a device.
     """
@@ -173,16 +195,18 @@ def load_engine(settings: Settings) -> Engine:
     device = pick_device(settings.device)
     try:
         with memory_guard(f"loading {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
-            return _load(source, name, device, common, settings)
+            return _load(source, name, device, common, settings, report)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(explain(error, name, looks_local, settings)) from error
 
 
-def _load(source: str, name: str, device: torch.device, common: dict[str, Any], settings: Settings) -> Engine:
+def _load(source: str, name: str, device: torch.device, common: dict[str, Any], settings: Settings, report: Report | None) -> Engine:
     config = AutoConfig.from_pretrained(source, **common)
     check_causal(config, name)
     tokenizer = AutoTokenizer.from_pretrained(source, **common)
-    model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=pick_dtype(settings.dtype, device), **common, **placement(settings))
+    with reported(report) as told:
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=pick_dtype(settings.dtype, device), **common,
+                                                     **placement(settings), **told)
     if not settings.device_map and not settings.quantize:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     return Engine(model, tokenizer, name, settings.template_args)

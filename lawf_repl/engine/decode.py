@@ -40,6 +40,11 @@ class Decoder:
         self.cache = KeptCache(engine.model, engine.cache_kind)
         self.last: Completion | None = None  # the latest generation, as far as it came
 
+    @property
+    def cached(self) -> int:
+        """Tokens whose states are kept."""
+        return len(self.cache.ids)
+
     def drop_cache(self) -> None:
         """Forget the cached states; called whenever the adapter is switched, trained or replaced."""
         self.cache.drop()

@@ -9,6 +9,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 WORD_START = "\u2581"  # what SentencePiece writes for a space
+# How byte-level BPE writes bytes (GPT-2's encoder.py): printable Latin-1 as itself, the others from U+0100 on.
+_PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+BYTE_OF = {chr(byte): byte for byte in _PRINTED} | {chr(256 + number): byte for number, byte in enumerate(_OTHERS)}
 
 
 class HubTokenizer:
@@ -24,6 +28,8 @@ class HubTokenizer:
         self._backend: Backend | None = getattr(tokenizer, "backend_tokenizer", None)
         self._uncleaned = _without_cleanup(self._backend) if self._backend is not None else None
         self._bytes = _byte_ids(self._backend) if self._backend is not None else {}
+        self._byte_level = self._backend is not None and self._backend.decoder is not None \
+            and "ByteLevel" in self._backend.decoder.__getstate__().decode()
         self._byte_of = {id_: byte for byte, id_ in self._bytes.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -57,6 +63,15 @@ class HubTokenizer:
         if self._bytes and "\ufffd" in text:
             return self._decode_broken(ids, text)
         return text
+
+    def token_bytes(self, id_: int) -> bytes:
+        """The bytes that a token stands for, also where they are only part of a character; of a special token those of its name."""
+        if id_ in self._byte_of:
+            return bytes([self._byte_of[id_]])
+        written = str(self.hub.convert_ids_to_tokens(id_) or "")
+        if self._byte_level and not self.is_special(id_) and all(character in BYTE_OF for character in written):
+            return bytes(BYTE_OF[character] for character in written)
+        return (written if self.is_special(id_) else self.decode([id_])).encode("utf-8", "surrogatepass")
 
     def is_special(self, id_: int) -> bool:
         return id_ in self._special

@@ -128,7 +128,7 @@ class _Loop:
         self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []
         self.held: list[Held] = []
-        self.steps = 0
+        self.steps, self.round = 0, 1
         self.best: tuple[tuple[bool, int, float], Weights] | None = None
 
     def hold(self, pairs: Sequence[Pair]) -> None:
@@ -167,6 +167,7 @@ class _Loop:
                 yield self._step(loss, reading)
                 return ended
             rounds -= 1
+            self.round += 1
 
     def finish(self, reason: StopReason) -> TrainingResult:
         """Put the best weights in place and say how it ended."""
@@ -183,7 +184,7 @@ class _Loop:
     def _step(self, loss: float, reading: _Reading) -> TrainStep:
         self._keep(reading)
         p, drift = tuple(reading.anchor_p.tolist()), self.prepared.watch.drift()
-        return TrainStep(self.steps, loss, p, drift, time.monotonic() - self.started, reading.fixed)
+        return TrainStep(self.steps, loss, p, drift, time.monotonic() - self.started, reading.fixed, self.round)
 
     def _keep(self, reading: _Reading) -> None:
         """Remember the weights: of two that hold the later ones, which move less besides; else what breaks least, then what is closest."""

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
-from prompt_toolkit.formatted_text import StyleAndTextTuples
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from lawf_repl.errors import LawfError, NothingToFix
-from lawf_repl.records import Case, Completion
+from lawf_repl.records import Case, Completion, Progress
 from lawf_repl.ui import commands, work
+from lawf_repl.ui.keys import DEFAULT, Keymap
 from lawf_repl.ui.layout import token_label, visible
+from lawf_repl.ui.line import InputLine, Status
 from lawf_repl.ui.motion import least_sure
 from lawf_repl.ui.picker import Picker
 from lawf_repl.ui.port import Action, SessionPort
@@ -30,34 +29,46 @@ from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
 
 
-def run_repl(load: Callable[[], SessionPort], *, first_prompt: str | None, intro: str | None, plain: bool,
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the REPL looks and is operated."""
+
+    plain: bool = False
+    theme: str = "auto"
+    vi: bool = False
+    history: bool = True
+    mouse: bool = True
+    keys: Keymap = DEFAULT
+
+
+def run_repl(load: Callable[[Callable[[Progress], None]], SessionPort], *, first_prompt: str | None, intro: str | None, options: Options,
              model_name: str = "the model", console: Console | None = None) -> int:
     """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded."""
-    theme = theme_for(plain, os.environ)
+    loader = Loader(load)  # it loads while the terminal is asked for its colours
+    theme = theme_for(options.plain, os.environ, options.theme)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(Loader(load), console, theme, model_name).run(first_prompt, intro)
+    return Repl(loader, console, theme, model_name, options).run(first_prompt, intro)
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
-    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str) -> None:
+    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options) -> None:
         self.loader = loader
         self.console = console
         self.theme = theme
         self.model_name = model_name
-        self.line: PromptSession[str] = PromptSession(history=open_history(os.environ), completer=commands.CommandCompleter(),
-                                                      style=theme.prompt_toolkit(), complete_while_typing=not theme.plain)
+        self.options = options
+        self.status = Status(model_name)
+        self.line = InputLine(loader, theme, self.status, open_history(options.history), options.vi)
         self.accepted: Completion | None = None
         self.accepted_case: Case | None = None  # accepted, and not told yet
         self.shown: Completion | None = None   # the answer that stands in the scrollback already
-        self.anchor_count = 0
         self.told = False  # what the model's loading had to say, once
         self._own: dict[str, Callable[[SessionPort], None]] = {
             "edit": self.edit, "accept": self._accept_here, "train": self.train,
-            "compare": lambda session: work.compare(session, console, theme),
             "mend": self.mend,
         }
 
@@ -79,7 +90,7 @@ class Repl:
         default, interrupts = first_prompt or "", 0
         while True:
             try:
-                line = self._read(default)
+                line = self.line.read(default)
                 interrupts, default = 0, ""
                 leave = self._handle(line)
             except KeyboardInterrupt:
@@ -95,32 +106,6 @@ class Repl:
             if leave:
                 self.say("bye")
                 return 0
-
-    def _read(self, default: str) -> str:
-        return self.line.prompt([("class:prompt", "› ")], default=default, pre_run=self._watch_loading,
-                                bottom_toolbar=None if self.theme.plain else self._toolbar)
-
-    def _watch_loading(self) -> None:
-        """Redraw the toolbar when the model is there; leave the prompt when it will never be."""
-        application = get_app()
-
-        async def watch() -> None:
-            while not self.loader.done:
-                await asyncio.sleep(0.05)
-            if self.loader.error is not None and application.is_running and not application.is_done:
-                application.exit(exception=EOFError)
-            application.invalidate()
-
-        if not self.loader.done or self.loader.error is not None:
-            application.create_background_task(watch())
-
-    def _toolbar(self) -> StyleAndTextTuples:
-        session = self.loader.session
-        if session is None:
-            return [("", f" loading {visible(self.model_name)} …  type already   / commands")]
-        adapter = adapter_word(session)
-        anchors = f"{self.anchor_count} anchor{'' if self.anchor_count == 1 else 's'}"
-        return [("", f" {visible(session.model_name)} · {session.device} · adapter {adapter} · {anchors}   / commands   Ctrl-D leaves")]
 
     def _handle(self, line: str) -> bool:
         """One line: a prompt or a command; True leaves."""
@@ -154,15 +139,14 @@ class Repl:
     def _session(self) -> SessionPort | None:
         """The session, once it is loaded; None if the wait was interrupted or in vain."""
         if not self.loader.done:
-            with Interruptible() as stop, work.waiting(f"loading {self.model_name}", self.console, self.theme):
-                while not self.loader.done and not stop():
-                    self.loader.wait(0.05)
+            with Interruptible() as stop:
+                work.load(self.loader, self.model_name, stop, self.console, self.theme)
         return self.loader.session
 
     def ask(self, session: SessionPort, prompt: str) -> None:
-        """A first answer, streamed, then opened for correction."""
+        """The answer to the conversation's next prompt, streamed, then opened for correction."""
         self.accepted = self.shown = None
-        work.stream(lambda stop: session.ask(prompt, stop), (), self.console, self.theme)
+        work.stream(lambda stop: session.follow_up(prompt, stop), (), self.console, self.theme)
         self.edit(session)
 
     def edit(self, session: SessionPort) -> None:
@@ -174,8 +158,8 @@ class Repl:
             return
         cursor, note = None, _finish_note(session)
         while (node := session.node) is not None:
-            picker = Picker(node.completion.tokens, session, cursor=cursor, note=note, fixed=node.fix_positions)
-            action = run_picker(picker, self.theme)
+            picker = Picker(node.completion.tokens, session, cursor=cursor, note=note, fixed=node.fix_positions, keys=self.options.keys)
+            action = run_picker(picker, self.theme, self.options.mouse)
             cursor, note = picker.cursor, ""
             try:
                 if action.kind == "back":
@@ -185,7 +169,8 @@ class Repl:
                     return
                 if action.kind == "accept":
                     self.accept(session)
-                    note = f"accepted: {self._accepted_anchors()} · t trains · esc, then another prompt adds a case"
+                    train = self.options.keys.shown("train")
+                    note = f"accepted: {self._accepted_anchors()} · {train} trains · /new and another prompt adds a case"
                     continue
                 note = self.apply(session, action) or _finish_note(session)
                 cursor = self._reopening(session, cursor)
@@ -239,7 +224,7 @@ class Repl:
             self.console.print(Padding(anchors_table(self.accepted_case.anchors, self.theme), (0, 0, 0, 2)))
             self.console.print()
             prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
-            self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, another prompt adds a case")
+            self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, /new and another prompt adds a case")
             if sampled := session.sampled():
                 self.say(sampled_text(sampled))
             for conflict in session.conflicts():
@@ -283,12 +268,16 @@ class Repl:
 
     def _count(self, session: SessionPort) -> None:
         open_anchors = () if self._is_accepted(session) else session.anchors()
-        self.anchor_count = sum(len(case.anchors) for case in session.cases) + len(open_anchors)
+        self.status.anchors = sum(len(case.anchors) for case in session.cases) + len(open_anchors)
 
     def _command(self, session: SessionPort, name: str, argument: str) -> None:
         """One command: of this loop, a correction, or something to show."""
         if name in self._own:
             self._own[name](session)
+        elif name == "compare" and argument.strip():
+            work.compare_prompt(session, argument.strip(), self.console, self.theme)
+        elif name == "compare":
+            work.compare(session, self.console, self.theme)
         elif name in CORRECTIONS:
             action, before = CORRECTIONS[name](session, argument), session.node
             if note := self.apply(session, action):

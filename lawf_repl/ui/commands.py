@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
-from prompt_toolkit.document import Document
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +21,7 @@ class Command:
     help: str
     choices: tuple[str, ...] = ()
     group: str = ""
+    paths: bool = False  # the argument is a path
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +32,10 @@ class Request:
     argument: str
 
 
-SETTINGS = ("confidence", "target_p", "max_tokens", "temperature", "top_p", "seed", "max_steps", "max_seconds", "rank")
+SETTINGS = ("confidence", "target_p", "max_tokens", "temperature", "top_p", "seed", "max_steps", "max_seconds", "preset", "rank", "layers",
+            "variations", "rounds", "hold", "goal_p", "pull")
 COMMANDS: tuple[Command, ...] = (
+    Command("new", "", "the next prompt starts a new conversation", group="answer"),
     Command("edit", "", "open the answer view again", group="answer"),
     Command("tokens", "", "the answer's tokens with p and rank", group="answer"),
     Command("alternatives", "POSITION", "what could have stood at a position", group="answer"),
@@ -52,15 +52,16 @@ COMMANDS: tuple[Command, ...] = (
     Command("accept", "", "the answer is right: train on it", group="train"),
     Command("cases", "[drop NUMBER]", "accepted answers; take one out", ("drop",), "train"),
     Command("train", "", "train the adapter, then compare", group="train"),
-    Command("compare", "", "before and after, and the scorecard", group="train"),
+    Command("compare", "[PROMPT]", "before and after; any PROMPT off and on", group="train"),
     Command("mend", "", "train on what /compare found wrong too", group="train"),
     Command("paraphrase", "PROMPT", "a prompt that must be answered like it", group="train"),
     Command("neighbour", "PROMPT", "a prompt whose answer must stay", group="train"),
+    Command("probe", "PROMPT", "measure drift on this prompt too", group="train"),
     Command("hold", "PROMPT", "keep the base's answer to it", group="train"),
     Command("confidence", "C", "strength of corrections, 0 to 1 (hard)", group="train"),
     Command("adapter", "on|off|reset|save DIR", "switch, drop, or save it as peft",
             ("on", "off", "reset", "save"), "keep"),
-    Command("save", "[PATH]", "save the session", group="keep"),
+    Command("save", "[PATH]", "save the session", group="keep", paths=True),
     Command("system", "[TEXT]", "the system prompt; alone: none", group="set"),
     Command("set", "[NAME VALUE]", "change a setting; alone: show them",
             SETTINGS, "set"),
@@ -82,6 +83,14 @@ def find(name: str) -> Command:
         raise UsageError("ambiguous: " + ", ".join(f"/{command.name}" for command in matches))
     close = get_close_matches(lowered, [command.name for command in COMMANDS], n=1, cutoff=0.5)
     raise UsageError(f"no command /{name}" + (f"; did you mean /{close[0]}?" if close else "; /help lists them"))
+
+
+def find_quietly(name: str) -> Command | None:
+    """The command of this name or unique prefix, if there is one."""
+    try:
+        return find(name)
+    except UsageError:
+        return None
 
 
 def parse(line: str) -> Request:
@@ -127,23 +136,3 @@ def help_line(command: Command, theme: Theme) -> Text:
 def _usage(command: Command, theme: Theme) -> Text:
     text = Text("  ").append(f"/{command.name}", theme.rich("accent"))
     return text.append(f" {command.arguments}" if command.arguments else "")
-
-
-class CommandCompleter(Completer):
-    """Completes command names, and the first argument where it is one of a few words."""
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Every command that begins like the line, with its help beside it."""
-        line = document.text_before_cursor
-        if not line.startswith("/") or line.startswith("//"):
-            return
-        name, space, argument = line[1:].partition(" ")
-        if not space:
-            for command in COMMANDS:
-                if command.name.startswith(name.lower()):
-                    yield Completion(command.name, start_position=-len(name), display=f"/{command.name}", display_meta=command.help)
-            return
-        matches = [command for command in COMMANDS if command.name == name.lower()]
-        for choice in matches[0].choices if matches and " " not in argument else ():
-            if choice.startswith(argument):
-                yield Completion(choice, start_position=-len(argument))

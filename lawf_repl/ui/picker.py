@@ -10,6 +10,7 @@ from rich.cells import cell_len
 
 from lawf_repl.errors import LawfError
 from lawf_repl.records import Token
+from lawf_repl.ui.keys import DEFAULT, Keymap
 from lawf_repl.ui.layout import Chunk, groups, wrap
 from lawf_repl.ui.motion import Line, least_sure, starts_word
 from lawf_repl.ui.port import Action, Lookup
@@ -22,21 +23,24 @@ MORE = 30  # alternatives fetched when the recorded ones are scrolled past
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something slow that the view wants to know: a preview of a text, or more alternatives (text None)."""
+    """Something slow that the view wants to know."""
 
-    position: int
-    text: str | None
+    kind: Literal["preview", "alternatives", "reference"]
+    position: int = 0
+    text: str = ""
 
 
 class Picker:
     """The answer view's whole state. `press` is the only way to change it, but for `resize` and `answer`."""
 
     def __init__(self, tokens: Sequence[Token], lookup: Lookup, *, cursor: int | None = None, note: str = "",
-                 fixed: frozenset[int] = frozenset()) -> None:
+                 fixed: frozenset[int] = frozenset(), keys: Keymap = DEFAULT) -> None:
         self.tokens = tuple(tokens)
         self.lookup = lookup
         self.fixed = fixed
+        self.keys = keys
         self.note = note
+        self.reference: tuple[float, ...] | None = None  # the base's p of each token, where an adapter gave some of them
         self.mode: Mode = "view"
         self.line = Line()
         self.lead = ""
@@ -48,15 +52,16 @@ class Picker:
         self.spans = groups(self.tokens)
         self.lines: list[list[Chunk]] = wrap(self.tokens, self.width - 3)
         self.cursor = least_sure(self.tokens, 0, fixed) if cursor is None else max(0, min(cursor, len(self.tokens) - 1))
-        self._question: Question | None = None
+        self._question: Question | None = Question("reference")
         self._more_asked = False
         self._motions: dict[str, Callable[[], None]] = {
-            "left": lambda: self._step(-1), "h": lambda: self._step(-1), "right": lambda: self._step(1), "l": lambda: self._step(1),
-            "up": lambda: self._vertical(-1), "k": lambda: self._vertical(-1), "down": lambda: self._vertical(1),
-            "j": lambda: self._vertical(1), "w": lambda: self._word(1), "b": lambda: self._word(-1), "0": lambda: self._line_end(0),
-            "$": lambda: self._line_end(-1), "n": lambda: self._unsure(1), "N": lambda: self._unsure(-1),
-            "pageup": lambda: self._vertical(-10), "pagedown": lambda: self._vertical(10),
-            "home": lambda: self._go(0), "end": lambda: self._go(len(self.tokens) - 1),
+            "left": lambda: self._step(-1), "right": lambda: self._step(1),
+            "up": lambda: self._vertical(-1), "down": lambda: self._vertical(1),
+            "page_up": lambda: self._vertical(-10), "page_down": lambda: self._vertical(10),
+            "next_word": lambda: self._word(1), "previous_word": lambda: self._word(-1),
+            "line_start": lambda: self._line_end(0), "line_end": lambda: self._line_end(-1),
+            "first": lambda: self._go(0), "last": lambda: self._go(len(self.tokens) - 1),
+            "next_unsure": lambda: self._unsure(1), "previous_unsure": lambda: self._unsure(-1),
         }
 
     @property
@@ -98,7 +103,10 @@ class Picker:
     def answer(self, question: Question) -> None:
         """Look a question up, slowly, and show the result if it is still wanted; may run in another thread."""
         try:
-            if question.text is None:
+            if question.kind == "reference":
+                self.reference = self.lookup.reference()
+                return
+            if question.kind == "alternatives":
                 found = self.lookup.alternatives(question.position, MORE)
                 token = self.tokens[question.position]
                 if self.mode == "alternatives" and question.position == self.cursor and len(found) > len(token.alternatives):
@@ -126,37 +134,48 @@ class Picker:
         return self._press_view(key, data)
 
     def _press_view(self, key: str, data: str) -> Action | None:
-        name = data if key == "char" else key
-        simple: dict[str, Action] = {"escape": Action("back"), "q": Action("back"), "u": Action("undo"), "redo": Action("redo"),
-                                     "a": Action("accept"), "t": Action("train")}
+        name = None if key == "paste" else self.keys.action(data if key == "char" else key)
+        simple: dict[str | None, Action] = {"back": Action("back"), "undo": Action("undo"), "redo": Action("redo"), "accept": Action("accept"),
+                                            "train": Action("train")}
         if name in simple:
             return simple[name]
-        if name == "?":
+        if name == "keys":
             self.mode = "keys"
-        elif name == "+":
+        elif name == "go_on":
             self._start_text("go_on", "")
         elif not self.tokens:
-            self.note = "the answer is empty: + goes on with a text, q leaves"
-        elif name in self._motions and key != "paste":
+            self.note = f"the answer is empty: {self.keys.shown('go_on')} goes on with a text, {self.keys.shown('back')} leaves"
+        elif name in self._motions:
             self._motions[name]()
-        elif name == "enter":
+        elif name == "others":
             self.mode, self.selected, self._more_asked = "alternatives", 0, False
             token = self.tokens[self.cursor]
             self.rows = alternative_rows(token, token.alternatives)
-        elif name in ("x", "delete", "backspace") or name == "e":
+        elif name in ("delete", "end_here"):
             return self._cut(name)
-        elif name in ("c", "i") and key == "char":
+        elif name == "fix":
             self._start_text("fix", "")
         elif key in ("char", "paste"):
             self._start_text("fix", data)
         return None
 
+    def click(self, what: str, index: int) -> Action | None:
+        """The mouse on a token of the answer ("token"), or on one of the alternatives ("row")."""
+        self.note = ""
+        if what == "row" and self.mode == "alternatives":
+            return self._take(index)
+        if what == "token" and self.mode in ("view", "alternatives") and 0 <= index < len(self.tokens):
+            self.mode = "view"
+            self._go(index)
+        return None
+
     def _cut(self, name: str) -> Action | None:
         first, last = self.character
         if self.tokens[self.cursor].special and self.cursor >= self.end_position:
-            self.note = "the answer ends here already: + goes on" if name == "e" else "to remove the end, go on with + and a text"
+            more = self.keys.shown("go_on")
+            self.note = f"the answer ends here already: {more} goes on" if name == "end_here" else f"to remove the end, go on with {more} and a text"
             return None
-        return Action("end", first) if name == "e" else Action("delete", first, count=last - first + 1)
+        return Action("end", first) if name == "end_here" else Action("delete", first, count=last - first + 1)
 
     def _press_alternatives(self, key: str, data: str) -> Action | None:
         name = data if key == "char" else key
@@ -166,10 +185,10 @@ class Picker:
             self.selected = min(self.selected + 1, len(self.rows) - 1)
             if self.selected >= len(self.rows) - 2 and not self._more_asked:
                 self._more_asked = True
-                self._question = Question(self.cursor, None)
+                self._question = Question("alternatives", self.cursor)
         elif name in ("up", "k"):
             self.selected = max(self.selected - 1, 0)
-        elif name in ("c", "i") and key == "char":
+        elif self.keys.action(name) == "fix":
             self._start_text("fix", "")
         elif name == "enter":
             return self._take(self.selected)
@@ -223,7 +242,7 @@ class Picker:
 
     def _confirm(self) -> Action | None:
         if not self.line.text:
-            self.mode, self.note, self._question = "view", "nothing typed: x deletes a token", None
+            self.mode, self.note, self._question = "view", f"nothing typed: {self.keys.shown('delete')} deletes a token", None
             return None
         if self.mode == "go_on":
             return Action("go_on", self.end_position, text=self.full_text)
@@ -232,7 +251,7 @@ class Picker:
     def _ask_preview(self) -> None:
         self.chip_note = ""
         if self.line.text:
-            self._question = Question(self.edit_position, self.full_text)
+            self._question = Question("preview", self.edit_position, self.full_text)
         else:
             self.chips, self._question = (), None
 

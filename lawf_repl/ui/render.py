@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lawf_repl.records import Alternative, Anchor, Token, TrainingResult, TrainStep
+from lawf_repl.records import Alternative, Anchor, Progress, Token, TrainingResult, TrainStep
 from lawf_repl.ui.layout import token_label, visible, wrap
 from lawf_repl.ui.theme import Theme, probability_look
 
@@ -50,6 +50,21 @@ def sparkline(values: Sequence[float], width: int) -> str:
         values = [values[round(index * (len(values) - 1) / max(width - 1, 1))] for index in range(width)]
     low, high = min(values), max(values)
     return "".join("▁▂▃▄▅▆▇█"[round((value - low) / (high - low) * 7) if high > low else 0] for value in values)
+
+
+def progress_text(progress: Progress) -> str:
+    """A download or loading as one short line with a bar."""
+    share = progress.done / progress.of if progress.of else 0.0
+    size = f" of {_size(progress.of)}" if progress.unit == "B" else ""
+    return f"{shorten(visible(progress.what), 32)} {bar(share, 12)} {share:.0%}{size}"
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count = round(count / 1000)
+    return f"{count / 1000:.3g} GB" if count >= 1000 else f"{count} GB"
 
 
 def shorten(text: str, cells: int) -> str:
@@ -149,13 +164,18 @@ def anchors_table(anchors: Sequence[Anchor], theme: Theme) -> RenderableType:
 
 
 def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result: TrainingResult | None, theme: Theme, *,
-                   target_p: float | None = None, width: int = 80) -> RenderableType:
-    """One calm panel: step and time, loss and drift as courses, each anchor's p as a bar, and how it ended."""
+                   target_p: float | None = None, width: int = 80, limits: tuple[int, float] | None = None) -> RenderableType:
+    """One calm panel: step and time, loss and drift as courses, each anchor's p as a bar, and how it ended.
+
+    `limits` are the rounds and the seconds that training takes at most.
+    """
     inside = min(width, 100) - (2 if theme.plain else 6)
     last = steps[-1] if steps else None
     head = Text("preparing: the base's own answers are computed once" if last is None else f"step {last.step}   {last.seconds:.1f} s")
     if last is not None:
         head.append("   answer right" if last.fixed else "   answer not right yet", theme.rich("good" if last.fixed else "quiet"))
+        if result is None and limits is not None:
+            head.append(f"   {time_left(steps, *limits)}", theme.rich("quiet"))
     course = Table.grid(padding=(0, 2, 0, 0))
     drifts = [step.drift for step in steps if step.drift is not None]
     spark = max(10, min(48, inside - 28))
@@ -174,6 +194,18 @@ def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result
         return Group(Text("training"), *parts)
     return Panel(Group(*parts), title=Text("training", theme.rich("title")), title_align="left", box=box.ROUNDED,
                  border_style=theme.rich("border"), width=min(width, 100), padding=(0, 2))
+
+
+def time_left(steps: Sequence[TrainStep], rounds: int, max_seconds: float) -> str:
+    """How long training may go on, from how long its rounds took so far; it ends sooner where a round finds nothing that moved."""
+    last = steps[-1]
+    longest = max(0.0, max_seconds - last.seconds)
+    if last.round == 1 and not last.fixed:
+        return f"first of {rounds} rounds" if rounds > 1 else f"{longest:.0f} s at most"
+    begun = next((step.seconds for step in steps if step.round == last.round), 0.0)
+    each = begun / (last.round - 1) if last.round > 1 else last.seconds
+    left = max(0.0, each - (last.seconds - begun)) + each * (rounds - last.round)
+    return f"round {last.round} of {rounds}, at most {min(left, longest):.0f} s more"
 
 
 def _anchor_bars(anchors: Sequence[Anchor], values: Sequence[float], theme: Theme, width: int, target_p: float | None) -> Table:

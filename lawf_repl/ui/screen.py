@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 from prompt_toolkit.application import Application, get_app
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout import FormattedTextControl, Layout, Window
+from prompt_toolkit.mouse_events import MouseEvent, MouseEventType
 from rich.cells import cell_len
 
 from lawf_repl.records import Token
+from lawf_repl.ui.keys import DEFAULT, KEY_NAMES, Keymap
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.picker import Picker
 from lawf_repl.ui.port import Action
@@ -21,27 +25,47 @@ from lawf_repl.ui.render import bar, percent, shorten, token_look
 from lawf_repl.ui.theme import Theme, probability_look
 
 MENU_ROWS = 9
-KEY_NAMES: dict[tuple[str, ...], str] = {
-    ("left",): "left", ("right",): "right", ("up",): "up", ("down",): "down", ("enter",): "enter", ("escape",): "escape",
-    ("tab",): "tab", ("backspace",): "backspace", ("delete",): "delete", ("home",): "home", ("end",): "end", ("c-a",): "home",
-    ("c-e",): "end", ("c-u",): "kill", ("c-w",): "word", ("c-r",): "redo", ("c-c",): "interrupt", ("<sigint>",): "interrupt",
-    ("c-d",): "eof", ("pageup",): "pageup", ("pagedown",): "pagedown", ("escape", " "): "lead", ("escape", "enter"): "newline",
-}
 HINTS = {
-    "view": "enter others  c fix  x delete  e end  + go on  a accept  t train  ? keys",
-    "alternatives": "1-9 or enter takes it  up/down  c types another text  esc back",
+    "alternatives": "1-9, enter or a click takes it  up/down  {fix} types another text  esc back",
     "fix": "enter puts it there  tab leading space  alt-enter new line  esc cancels",
     "go_on": "enter goes on with it  tab leading space  alt-enter new line  esc cancels",
     "keys": "any key closes this",
 }
-KEYS_HELP = (
-    ("arrows  h l  j k", "by token, by line"), ("w b   0 $   home end", "by word, ends of the line, ends of the answer"),
-    ("n N", "next, previous unsure token (p < 0.5, underlined)"), ("enter", "other tokens that could stand here; 1-9 takes one"),
-    ("c, or just type", "the text that should stand here; tab: leading space"),
-    ("x   e   +", "delete, end the answer here, go on after its end"),
-    ("u   Ctrl-R", "undo, redo"), ("a   t", "accept the answer, train"), ("q   esc   Ctrl-C", "back to the prompt"),
+HINTED = (("others", "others"), ("fix", "fix"), ("delete", "delete"), ("end_here", "end"), ("go_on", "go on"), ("accept", "accept"),
+          ("train", "train"), ("keys", "keys"))
+HELPED = (
+    (("left", "right", "up", "down"), "by token, by line; a click goes there"),
+    (("next_word", "previous_word"), "by word"), (("line_start", "line_end"), "ends of the line"), (("first", "last"), "ends of the answer"),
+    (("next_unsure", "previous_unsure"), "next, previous unsure token (p < 0.5, underlined)"),
+    (("others",), "other tokens that could stand here; 1-9 takes one"),
+    (("fix",), "the text that should stand here; just typing works too"),
+    (("delete", "end_here", "go_on"), "delete, end the answer here, go on after its end"), (("undo", "redo"), "undo, redo"),
+    (("accept", "train"), "accept the answer, train"), (("back",), "back to the prompt; Ctrl-C does it anywhere"),
 )
-Row = list[tuple[str, str]]
+Target = tuple[str, int]  # what a click here is on: a "token" of the answer or a "row" of the alternatives, by its index
+
+
+class Cell(NamedTuple):
+    """A piece of a row: its look, its text, and what a click on it means."""
+
+    look: str
+    text: str
+    target: Target | None = None
+
+
+Row = list[Cell]
+
+
+def hint(mode: str, keys: Keymap = DEFAULT) -> str:
+    """The line of keys under the view."""
+    if mode == "view":
+        return "  ".join(f"{keys.shown(name)} {word}" for name, word in HINTED)
+    return HINTS[mode].format(fix=keys.shown("fix"))
+
+
+def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
+    """Keys and what they do, a line each."""
+    return [("  ".join(keys.shown(name, 2 if len(names) == 4 else 1) for name in names), meaning) for names, meaning in HELPED]
 
 
 def draw(picker: Picker) -> list[Row]:
@@ -51,12 +75,11 @@ def draw(picker: Picker) -> list[Row]:
     answer = _answer_rows(picker)
     line = picker.place()[0]
     top = max(0, min(line - room // 2, len(answer) - room))
-    hint = HINTS[picker.mode]
     if len(answer) > room:
-        below[0].append(("quiet", f"   lines {top + 1}-{top + room} of {len(answer)}"))
-    rows = [*answer[top:top + room], [], *below, [("quiet", "  " + (hint if not picker.note else ""))]]
+        below[0].append(Cell("quiet", f"   lines {top + 1}-{top + room} of {len(answer)}"))
+    rows = [*answer[top:top + room], [], *below, [Cell("quiet", "  " + hint(picker.mode, picker.keys))]]
     if picker.note:
-        rows[-1] = [("accent", "  " + visible(picker.note))]
+        rows[-1] = [Cell("accent", "  " + visible(picker.note))]
     return [_clip(row, picker.width - 1) for row in rows]
 
 
@@ -65,14 +88,14 @@ def _answer_rows(picker: Picker) -> list[Row]:
     rows: list[Row] = []
     editing = picker.mode in ("fix", "go_on")
     for line in picker.lines:
-        row: Row = [("", "  ")]
+        row: Row = [Cell("", "  ")]
         for chunk in line:
             look = token_look(picker.tokens[chunk.position], chunk.position in picker.fixed)
             if editing and chunk.position >= picker.edit_position:
                 look = "dropped"
             elif not editing and first <= chunk.position <= last:
                 look = "cursor"
-            row.append((look, chunk.text))
+            row.append(Cell(look, chunk.text, ("token", chunk.position)))
         rows.append(row)
     return rows
 
@@ -80,11 +103,11 @@ def _answer_rows(picker: Picker) -> list[Row]:
 def _below(picker: Picker) -> list[Row]:
     token = picker.token
     if picker.mode == "keys":
-        return [[("accent", f"  {keys:<22}"), ("", meaning)] for keys, meaning in KEYS_HELP]
+        return [[Cell("accent", f"  {keys}" + " " * (22 - cell_len(keys))), Cell("", meaning)] for keys, meaning in keys_help(picker.keys)]
     if picker.mode in ("fix", "go_on"):
         return [_edit_row(picker), _chip_row(picker)]
     if token is None:
-        return [[("quiet", "  (empty answer)")]]
+        return [[Cell("quiet", "  (empty answer)")]]
     rows = [_status(picker, token)]
     if picker.mode == "alternatives":
         rows += _menu(picker)
@@ -93,12 +116,16 @@ def _below(picker: Picker) -> list[Row]:
 
 def _status(picker: Picker, token: Token) -> Row:
     first, last = picker.character
-    label = shorten(token_label(token.text, token.special), max(8, picker.width - 56))
+    known = picker.reference is not None and picker.cursor < len(picker.reference)
+    base = f"  base p {percent(picker.reference[picker.cursor]).strip()}" if known and picker.reference else ""
+    shown = picker.lookup.token_bytes(token.id).hex(" ") if picker.width >= 76 else ""
+    shown = f"  bytes {shown if len(shown) <= 12 else shown[:8] + ' …'}" if shown else ""
+    figures = f"  id {token.id}{shown}  p {percent(token.p).strip()}{base}  #{token.rank + 1}  entropy {token.entropy:.2f}"
+    label = shorten(token_label(token.text, token.special), max(8, picker.width - len(figures) - 8))
     if first != last:
         whole = token_label(picker.tokens[last].text)
         label = f"{picker.cursor - first + 1}/{last - first + 1} of {whole}"
-    return [("quiet", f"  {picker.cursor}  "), (token_look(token), label),
-            ("quiet", f"  id {token.id}  p {percent(token.p).strip()}  #{token.rank + 1}  entropy {token.entropy:.2f}")]
+    return [Cell("quiet", f"  {picker.cursor}  "), Cell(token_look(token), label), Cell("quiet", figures)]
 
 
 def _menu(picker: Picker) -> list[Row]:
@@ -113,14 +140,15 @@ def _menu(picker: Picker) -> list[Row]:
         number = f"{index + 1:>4} " if index < 9 and row.alternative else "     "
         rank = "    " if row.rank is None else f"#{row.rank + 1:<3}"
         look = "cursor" if index == picker.selected else "quiet" if row.alternative is None else probability_look(row.p)
-        rows.append([("quiet", number), (look, label), ("", f"  {percent(row.p)} "), ("bar", bar(row.p, 12)),
-                     ("quiet", f" {rank}{' stands here' if row.current else ''}")])
+        target = ("row", index)
+        rows.append([Cell("quiet", number, target), Cell(look, label, target), Cell("", f"  {percent(row.p)} ", target),
+                     Cell("bar", bar(row.p, 12), target), Cell("quiet", f" {rank}{' stands here' if row.current else ''}", target)])
     return rows
 
 
 def _edit_row(picker: Picker) -> Row:
     name = "  fix    " if picker.mode == "fix" else "  go on  "
-    row: Row = [("accent", name), ("bar", token_label(picker.lead) if picker.lead else "")]
+    row: Row = [Cell("accent", name), Cell("bar", token_label(picker.lead) if picker.lead else "")]
     caret, text = picker.line.caret, picker.line.text
     room = max(8, picker.width - 16)
     left = visible(text[:caret])
@@ -128,45 +156,45 @@ def _edit_row(picker: Picker) -> Row:
         left = left[1:]
     right = visible(text[caret + 1:])
     under = visible(text[caret:caret + 1]) or " "
-    return [*row, ("title", left), ("cursor", under), ("title", shorten(right, max(2, room - cell_len(left))))]
+    return [*row, Cell("title", left), Cell("cursor", under), Cell("title", shorten(right, max(2, room - cell_len(left))))]
 
 
 def _chip_row(picker: Picker) -> Row:
     if picker.chip_note:
-        return [("bad", "         " + visible(picker.chip_note))]
-    row: Row = [("", "         ")]
+        return [Cell("bad", "         " + visible(picker.chip_note))]
+    row: Row = [Cell("", "         ")]
     for chip in picker.chips:
-        row += [(probability_look(chip.p), token_label(chip.text, chip.special)),
-                ("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   ")]
-    return row if picker.chips else [("quiet", "         the tokens of what you type appear here with p and rank")]
+        row += [Cell(probability_look(chip.p), token_label(chip.text, chip.special)),
+                Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   ")]
+    return row if picker.chips else [Cell("quiet", "         the tokens of what you type appear here with p and rank")]
 
 
 def _clip(row: Row, width: int) -> Row:
     """A row cut to the terminal's width, with … where something was left out."""
-    if sum(cell_len(text) for _, text in row) <= width:
+    if sum(cell_len(cell.text) for cell in row) <= width:
         return row
     clipped: Row = []
     room = width - 1
-    for look, text in row:
-        kept = text if cell_len(text) <= room else shorten(text, room + 1)[:-1]
-        clipped.append((look, kept))
+    for cell in row:
+        kept = cell.text if cell_len(cell.text) <= room else shorten(cell.text, room + 1)[:-1]
+        clipped.append(cell._replace(text=kept))
         room -= cell_len(kept)
-        if kept != text:
+        if kept != cell.text:
             break
-    return [*clipped, ("quiet", "…")]
+    return [*clipped, Cell("quiet", "…")]
 
 
-def _fragments(picker: Picker) -> StyleAndTextTuples:
+def _fragments(picker: Picker, point: Callable[[Target, MouseEvent], None]) -> StyleAndTextTuples:
     size = get_app().output.get_size()
     picker.resize(size.columns, size.rows)
     fragments: StyleAndTextTuples = []
     for number, row in enumerate(draw(picker)):
         fragments += [("", "\n")] if number else []
-        fragments += [(f"class:{look}" if look else "", text) for look, text in row]
+        fragments += [(f"class:{cell.look}" if cell.look else "", cell.text, partial(point, cell.target or ("", 0))) for cell in row]
     return fragments
 
 
-def run_picker(picker: Picker, theme: Theme) -> Action:
+def run_picker(picker: Picker, theme: Theme, mouse: bool = True) -> Action:
     """Show the view until the user decides; what it looks up runs in one thread, done before this returns."""
     with ThreadPoolExecutor(max_workers=1) as worker:
         serving = False
@@ -182,32 +210,47 @@ def run_picker(picker: Picker, theme: Theme) -> Action:
         def press(event: KeyPressEvent, name: str, data: str) -> None:
             if application.is_done:  # keys that came in one batch behind the one that decided
                 return
-            action = picker.press(name, data)
+            decide(picker.press(name, data))
+
+        def decide(action: Action | None) -> None:
             if action is not None:
                 application.exit(result=action)
             elif not serving:
                 application.create_background_task(serve())
 
+        def point(target: Target, event: MouseEvent) -> None:
+            if application.is_done:
+                return
+            if event.event_type is MouseEventType.MOUSE_UP:
+                decide(picker.click(*target))
+            elif event.event_type in (MouseEventType.SCROLL_DOWN, MouseEventType.SCROLL_UP):
+                decide(picker.press("down" if event.event_type is MouseEventType.SCROLL_DOWN else "up"))
+
         application: Application[Action] = Application(
-            layout=Layout(Window(FormattedTextControl(lambda: _fragments(picker), focusable=True, show_cursor=False),
+            layout=Layout(Window(FormattedTextControl(lambda: _fragments(picker, point), focusable=True, show_cursor=False),
                                  wrap_lines=False, always_hide_cursor=True, dont_extend_height=True)),
-            key_bindings=_bindings(press), style=theme.prompt_toolkit(), full_screen=False, erase_when_done=True)
+            key_bindings=_bindings(press, picker.keys), style=theme.prompt_toolkit(), full_screen=False, erase_when_done=True,
+            mouse_support=mouse)
         application.timeoutlen, application.ttimeoutlen = 0.3, 0.05
         try:
-            return application.run()
+            return application.run(pre_run=lambda: decide(None))  # what it wants to know from the start
         except EOFError:
             return Action("back")
 
 
-def _bindings(press: Callable[[KeyPressEvent, str, str], None]) -> KeyBindings:
+def _bindings(press: Callable[[KeyPressEvent, str, str], None], keys: Keymap) -> KeyBindings:
     """Every key the picker knows, any other printable character, and pasted text."""
     bindings = KeyBindings()
 
     def named(name: str) -> Callable[[KeyPressEvent], None]:
         return lambda event: press(event, name, "")
 
-    for keys, name in KEY_NAMES.items():
-        bindings.add(*keys)(named(name))
+    for sequence, name in KEY_NAMES.items():
+        bindings.add(*sequence)(named(name))
+    known = {*KEY_NAMES.values()}
+    for name in keys.own:
+        if len(name) > 1 and name not in known:
+            bindings.add(name)(named(name))
 
     @bindings.add(Keys.Any)
     def _character(event: KeyPressEvent) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,15 +15,18 @@ from platformdirs import user_state_dir
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from lawf_repl.errors import LawfError, ModelError
+from lawf_repl.records import Progress
 from lawf_repl.ui.port import SessionPort
 
 
 class Loader:
     """Runs `load` in a thread of its own, so that the prompt stands at once."""
 
-    def __init__(self, load: Callable[[], SessionPort]) -> None:
+    def __init__(self, load: Callable[[Callable[[Progress], None]], SessionPort]) -> None:
+        """`load` gets what it may report its progress to."""
         self.session: SessionPort | None = None
         self.error: LawfError | None = None
+        self.progress: Progress | None = None
         self._load = load
         # A daemon: who leaves while a model is still loading does not wait for it.
         self._thread = threading.Thread(target=self._run, name="lawf-load", daemon=True)
@@ -31,12 +34,15 @@ class Loader:
 
     def _run(self) -> None:
         try:
-            self.session = self._load()
+            self.session = self._load(self._report)
         except LawfError as error:
             self.error = error
         finally:
             if self.session is None and self.error is None:  # the thread's own traceback says why
                 self.error = ModelError("the model could not be loaded; the traceback above says why")
+
+    def _report(self, progress: Progress) -> None:
+        self.progress = progress
 
     @property
     def done(self) -> bool:
@@ -102,9 +108,9 @@ class _QuietKeyboard:
         self._saved = None
 
 
-def open_history(environment: Mapping[str, str]) -> History:
-    """The private history file; kept in memory only where LAWF_NO_HISTORY is set or the file cannot be written."""
-    if environment.get("LAWF_NO_HISTORY"):
+def open_history(kept: bool = True) -> History:
+    """The private history file; in memory only where it is not to be kept or the file cannot be written."""
+    if not kept:
         return InMemoryHistory()
     path = Path(user_state_dir("lawf")) / "history"
     try:

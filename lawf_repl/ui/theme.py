@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from prompt_toolkit.styles import Style as PromptStyle
 from rich.style import Style as RichStyle
 
+from lawf_repl.ui.background import detect
+
 UNSURE = 0.5  # below this probability a token is underlined, and n and N stop at it
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How one kind of text looks; the colour is what NO_COLOR takes away, the rest is what --plain takes away."""
+    """How one kind of text looks; the colour, a name of COLOURS, is what NO_COLOR takes away, the rest is what --plain takes away."""
 
     colour: str = ""
     bold: bool = False
@@ -23,26 +25,34 @@ class Look:
     strike: bool = False
 
 
-# Middle tones that can be read on a dark and on a light background; sure text keeps the terminal's own colour.
+# What each tone of background gets; sure text keeps the terminal's own colour. Middle tones can be read on both.
+COLOURS: dict[str, dict[str, str]] = {
+    "middle": {"blue": "#5f9fb0", "yellow": "#b58a2f", "orange": "#d07a3a", "red": "#d4574e", "green": "#4f9d69", "grey": "#8a8a8a",
+               "accent": "#6c8ebf", "line": "#6a6a6a"},
+    "dark": {"blue": "#7fc1d4", "yellow": "#dcb35c", "orange": "#ee9a57", "red": "#f2777a", "green": "#7cc893", "grey": "#9a9a9a",
+             "accent": "#8fb4ea", "line": "#5c5c5c"},
+    "light": {"blue": "#1f6f86", "yellow": "#7d5a00", "orange": "#a9480a", "red": "#b3201a", "green": "#1b7139", "grey": "#666666",
+              "accent": "#2a5aa8", "line": "#a6a6a6"},
+}
 LOOKS: dict[str, Look] = {
     "sure": Look(),
-    "likely": Look("#5f9fb0"),
-    "open": Look("#b58a2f"),
-    "unsure": Look("#d07a3a", underline=True),
-    "doubtful": Look("#d4574e", underline=True, bold=True),
-    "fixed": Look("#4f9d69", bold=True),
-    "special": Look("#8a8a8a"),
+    "likely": Look("blue"),
+    "open": Look("yellow"),
+    "unsure": Look("orange", underline=True),
+    "doubtful": Look("red", underline=True, bold=True),
+    "fixed": Look("green", bold=True),
+    "special": Look("grey"),
     "cursor": Look(reverse=True, bold=True),
-    "dropped": Look("#8a8a8a", dim=True),
-    "before": Look("#d4574e", strike=True),
-    "after": Look("#4f9d69", bold=True),
-    "good": Look("#4f9d69"),
-    "bad": Look("#d4574e"),
+    "dropped": Look("grey", dim=True),
+    "before": Look("red", strike=True),
+    "after": Look("green", bold=True),
+    "good": Look("green"),
+    "bad": Look("red"),
     "title": Look(bold=True),
-    "quiet": Look("#8a8a8a"),
-    "accent": Look("#6c8ebf", bold=True),
-    "bar": Look("#6c8ebf"),
-    "border": Look("#6a6a6a"),
+    "quiet": Look("grey"),
+    "accent": Look("accent", bold=True),
+    "bar": Look("accent"),
+    "border": Look("line"),
 }
 
 
@@ -63,13 +73,17 @@ class Theme:
 
     colour: bool = True
     plain: bool = False
+    tone: str = "middle"
+
+    def _colour(self, look: Look) -> str:
+        return COLOURS[self.tone][look.colour] if self.colour and look.colour else ""
 
     def rich(self, name: str) -> RichStyle:
         """The look as a rich style."""
         look = LOOKS[name]
         if self.plain:
             return RichStyle()
-        return RichStyle(color=look.colour if self.colour and look.colour else None, bold=look.bold or None, dim=look.dim or None,
+        return RichStyle(color=self._colour(look) or None, bold=look.bold or None, dim=look.dim or None,
                          underline=look.underline or None, reverse=look.reverse or None, strike=look.strike or None)
 
     def prompt_toolkit(self) -> PromptStyle:
@@ -88,10 +102,15 @@ class Theme:
         if self.plain:
             return ""
         words = [word for word in ("bold", "dim", "underline", "reverse", "strike") if getattr(look, word)]
-        return " ".join(([look.colour] if self.colour and look.colour else []) + words)
+        return " ".join(([self._colour(look)] if self._colour(look) else []) + words)
 
 
-def theme_for(plain: bool, environment: Mapping[str, str]) -> Theme:
-    """The theme a terminal gets: --plain and TERM=dumb take everything away, NO_COLOR (https://no-color.org) the colours."""
+def theme_for(plain: bool, environment: Mapping[str, str], theme: str = "auto") -> Theme:
+    """The theme a terminal gets: --plain and TERM=dumb take everything away, NO_COLOR (https://no-color.org) the colours.
+
+    "dark" and "light" are taken as they are; "auto" asks the terminal where it is one.
+    """
     bare = plain or environment.get("TERM", "") in ("dumb", "unknown")
-    return Theme(colour=not bare and not environment.get("NO_COLOR"), plain=bare)
+    colour = not bare and not environment.get("NO_COLOR")
+    tone = theme if theme != "auto" else detect(environment) if colour else "unknown"
+    return Theme(colour=colour, plain=bare, tone=tone if tone in COLOURS else "middle")

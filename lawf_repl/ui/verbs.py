@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
 from rich.text import Text
 
+from lawf_repl.config import rule_of
 from lawf_repl.errors import UsageError
 from lawf_repl.records import Node
 from lawf_repl.ui import commands
@@ -146,6 +148,16 @@ def _neighbour(session: SessionPort, argument: str, theme: Theme) -> RenderableT
     return _quiet("its answer must not change; /compare measures it", theme)
 
 
+def _probe(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.add_probe(_need(argument, "probe"))
+    return _quiet("drift is measured on it too; /compare does", theme)
+
+
+def _new(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
+    session.new_conversation()
+    return _quiet("a new conversation: the next prompt starts afresh; accepted answers and the adapter stay", theme)
+
+
 def _hold(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     session.hold(_need(argument, "hold"))
     return _quiet("the base's answer to it is held in every training from now on", theme)
@@ -186,8 +198,15 @@ def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     if name:
         session.set_setting(name, value.strip())
         return _quiet(f"{name} is now {value.strip()}", theme)
-    rows = [(name, str(getattr(session.settings, name, "not set"))) for name in (*commands.SETTINGS, "system")]
-    return Text("\n").join([Text(f"{name:<12}", theme.rich("quiet")).append(visible(value), theme.rich("sure")) for name, value in rows])
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name in (*commands.SETTINGS, "system"):
+        now = getattr(session.settings, name, None)
+        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else f"{now}")),
+                      Text(rule_of(name).meaning, theme.rich("quiet")))
+    return table
 
 
 def _model(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
@@ -205,6 +224,6 @@ def _quiet(text: str, theme: Theme) -> Text:
 
 REPORTS: dict[str, Callable[[SessionPort, str, Theme], RenderableType]] = {
     "tokens": _tokens, "tree": _tree, "cases": _cases, "alternatives": _alternatives, "anchors": _anchors,
-    "paraphrase": _paraphrase, "neighbour": _neighbour, "hold": _hold,
+    "new": _new, "probe": _probe, "paraphrase": _paraphrase, "neighbour": _neighbour, "hold": _hold,
     "confidence": _confidence, "adapter": _adapter, "save": _save, "system": _system, "set": _set, "model": _model,
 }

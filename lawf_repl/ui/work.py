@@ -12,12 +12,12 @@ from rich.live import Live
 from rich.text import Text
 
 from lawf_repl.errors import UsageError
-from lawf_repl.records import Node, Token, TrainStep
+from lawf_repl.records import Node, Rerun, Token, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import piece, visible
 from lawf_repl.ui.port import Action, SessionPort, Stop
-from lawf_repl.ui.render import answer_view, shorten, training_panel
-from lawf_repl.ui.terminal import Interruptible
+from lawf_repl.ui.render import answer_view, progress_text, shorten, training_panel
+from lawf_repl.ui.terminal import Interruptible, Loader
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
 
@@ -31,6 +31,20 @@ def waiting(what: str, console: Console, theme: Theme) -> AbstractContextManager
         console.print(Text(f"{what} …"))
         return nullcontext()
     return console.status(Text(what, theme.rich("quiet")), spinner="dots", spinner_style=theme.rich("accent"))
+
+
+def load(loader: Loader, name: str, stop: Stop, console: Console, theme: Theme) -> None:
+    """Wait until the model is there, saying how far it is."""
+    if theme.plain or not console.is_terminal:
+        console.print(Text(visible(f"loading {name} …")))
+        while not loader.done and not stop():
+            loader.wait(0.05)
+        return
+    with console.status(Text(visible(f"loading {name}"), theme.rich("quiet")), spinner="dots", spinner_style=theme.rich("accent")) as status:
+        while not loader.done and not stop():
+            loader.wait(0.05)
+            if loader.progress is not None:
+                status.update(Text(f"loading {visible(name)}: {progress_text(loader.progress)}", theme.rich("quiet")))
 
 
 def stream(start: Callable[[Stop], Iterator[Token]], kept: tuple[Token, ...], console: Console, theme: Theme) -> None:
@@ -98,11 +112,11 @@ def prepare(session: SessionPort, stop: Stop, console: Console, theme: Theme) ->
 def train(session: SessionPort, console: Console, theme: Theme) -> bool:
     """Train with one live panel; True if there is an adapter to look at, False if the user dropped it."""
     anchors = [anchor for case in session.cases for anchor in case.anchors]
-    target = session.settings.target_p
+    target, limits = session.settings.target_p, (session.settings.rounds, session.settings.max_seconds)
     steps: list[TrainStep] = []
 
     def panel() -> RenderableType:
-        return training_panel(anchors, steps, None, theme, target_p=target, width=console.width)
+        return training_panel(anchors, steps, None, theme, target_p=target, width=console.width, limits=limits)
 
     with Interruptible() as stop:
         prepare(session, stop, console, theme)
@@ -158,6 +172,22 @@ def mend(session: SessionPort, console: Console, theme: Theme) -> None:
         if what == "case":
             console.print(Text(f"    {shorten(visible(check.got), 60)} → {shorten(visible(check.expected), 60)}", theme.rich("quiet")))
     console.print(Text("/train trains all of it" if found else "interrupted: nothing was added", theme.rich("quiet")))
+
+
+def compare_prompt(session: SessionPort, prompt: str, console: Console, theme: Theme) -> None:
+    """One prompt without and with the adapter, whether it was trained or not."""
+    with Interruptible() as stop:
+        with waiting("answering with the adapter off and on", console, theme):
+            before, after = session.both(prompt, stop)
+        if stop():
+            console.print(Text("interrupted", theme.rich("quiet")))
+            return
+    console.print()
+    console.print(comparison(Rerun(prompt, before, after.text, after, True), theme))
+    console.print()
+    same = before.ids == after.ids
+    console.print(Text("The same answer, token for token." if same else "The adapter changes this answer.", theme.rich("good" if same else "accent")))
+    console.print()
 
 
 def compare(session: SessionPort, console: Console, theme: Theme) -> None:

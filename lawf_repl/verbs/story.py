@@ -27,7 +27,7 @@ class Story:
 
     def __init__(self, settings: Settings) -> None:
         terminal = is_terminal(sys.stdout)
-        self.theme: Theme = theme_for(settings.plain or not terminal, os.environ)
+        self.theme: Theme = theme_for(settings.plain or not terminal, os.environ, settings.theme)
         self.console = Console(width=None if terminal else WIDTH, no_color=not self.theme.colour, highlight=False, markup=False, emoji=False,
                                force_terminal=None if terminal else False)
         self.live = terminal and not self.theme.plain

@@ -1,0 +1,110 @@
+"""The line in which prompts and commands are typed: editing, history, completion, and the bar under it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.filters import Condition, is_searching
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.history import History
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from rich.cells import cell_len
+
+from lawf_repl.records import Progress
+from lawf_repl.ui.completion import CommandCompleter
+from lawf_repl.ui.layout import visible
+from lawf_repl.ui.port import SessionPort
+from lawf_repl.ui.render import progress_text, shorten
+from lawf_repl.ui.terminal import Loader
+from lawf_repl.ui.theme import Theme
+from lawf_repl.ui.verbs import adapter_word
+
+
+@dataclass
+class Status:
+    """What the bar under the line says beside what the session itself knows."""
+
+    model_name: str
+    anchors: int = 0
+
+
+class InputLine:
+    """The prompt. Enter sends, Alt-Enter and pasted newlines make lines, Ctrl-R searches, F4 changes between emacs and vi keys,
+    Ctrl-X Ctrl-E (in vi mode v) opens $EDITOR."""
+
+    def __init__(self, loader: Loader, theme: Theme, status: Status, history: History, vi: bool = False) -> None:
+        self.loader, self.theme, self.status = loader, theme, status
+        self._prompt: PromptSession[str] = PromptSession(
+            history=history, completer=CommandCompleter(lambda: loader.session), style=theme.prompt_toolkit(), multiline=True,
+            complete_while_typing=not theme.plain, enable_open_in_editor=True, tempfile_suffix=".txt", key_bindings=_bindings(),
+            prompt_continuation=lambda width, line, wrapped: [("class:quiet", "  " if wrapped else "· ")],
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS)
+
+    def read(self, default: str) -> str:
+        """One prompt or command. Raises KeyboardInterrupt, and EOFError also where the model could not be loaded."""
+        return self._prompt.prompt([("class:prompt", "› ")], default=default, pre_run=self._watch_loading,
+                                   bottom_toolbar=None if self.theme.plain else self._toolbar)
+
+    def _watch_loading(self) -> None:
+        """Redraw the bar while the model comes; leave the prompt when it will never be there."""
+        application = get_app()
+
+        async def watch() -> None:
+            while not self.loader.done:
+                await asyncio.sleep(0.05)
+                if self.loader.progress is not None:
+                    application.invalidate()
+            if self.loader.error is not None and application.is_running and not application.is_done:
+                application.exit(exception=EOFError)
+            application.invalidate()
+
+        if not self.loader.done or self.loader.error is not None:
+            application.create_background_task(watch())
+
+    def _toolbar(self) -> StyleAndTextTuples:
+        application = get_app()
+        vi = application.editing_mode is EditingMode.VI
+        return [("", toolbar_text(self.loader.session, self.loader.progress, self.status, vi, application.output.get_size().columns))]
+
+
+def toolbar_text(session: SessionPort | None, progress: Progress | None, status: Status, vi: bool, width: int) -> str:
+    """One line of at most `width` cells: what there is no room for is left out from the end."""
+    hints = ["/ commands", "alt-enter new line", f"F4 {'emacs' if vi else 'vi'} keys", "Ctrl-D leaves"]
+    if session is None:
+        parts = [progress_text(progress) if progress else f"loading {visible(status.model_name)} …", "type already"]
+    else:
+        parts = [shorten(visible(session.model_name), max(12, width // 3)), str(session.device), f"adapter {adapter_word(session)}",
+                 f"{status.anchors} anchor{'' if status.anchors == 1 else 's'}"]
+        parts += [f"turn {session.turn}"] if session.turn > 1 else []
+        parts += [f"{session.cached} cached"] if session.cached else []
+    text = ""
+    for separator, part in [(" · ", part) for part in parts] + [("   ", hints[0])] + [("  ", hint) for hint in hints[1:]]:
+        longer = f"{text}{separator}{part}" if text else f" {part}"
+        if cell_len(longer) >= width:
+            break
+        text = longer
+    return text or " "
+
+
+def _bindings() -> KeyBindings:
+    bindings = KeyBindings()
+    emacs = Condition(lambda: get_app().editing_mode is EditingMode.EMACS)
+
+    @bindings.add("enter", filter=~is_searching)
+    def _send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter", filter=emacs)
+    @bindings.add("c-j")
+    def _newline(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    @bindings.add("f4")
+    def _change(event: KeyPressEvent) -> None:
+        event.app.editing_mode = EditingMode.EMACS if event.app.editing_mode is EditingMode.VI else EditingMode.VI
+
+    return bindings

@@ -11,8 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from lawf_repl.config import Settings
 from lawf_repl.engine import base
 from lawf_repl.engine.base import Engine, load_engine
+from lawf_repl.engine.threads import choose_threads
 from lawf_repl.errors import ModelError, NothingToFix, PromptError, UsageError
 from lawf_repl.session import Session
+from tests.conftest import make_tiny_model
 from tests.tokenizer_zoo import END_TOKENS, ZOO
 
 THINKING = (
@@ -152,3 +154,16 @@ def test_a_quantized_model_is_corrected_like_any_other(bits: str) -> None:
     for _ in session.train():
         pass
     assert session.rerun()[0].fixed
+
+
+def test_a_small_model_on_a_cpu_gets_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    model = make_tiny_model()
+    choose_threads(model, {"OMP_NUM_THREADS": "2"})
+    assert chosen == []
+    choose_threads(model, {})
+    assert chosen == [1]
+    monkeypatch.setattr("lawf_repl.engine.threads.SMALL", 10)
+    choose_threads(model, {})
+    assert chosen == [1]

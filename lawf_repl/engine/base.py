@@ -22,6 +22,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from lawf_repl.config import Settings
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.progress import Report, reported
+from lawf_repl.engine.threads import choose_threads
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.engine.trial import try_model
 from lawf_repl.errors import ModelError, PromptError, UsageError, first_line
@@ -209,6 +210,7 @@ def _load(source: str, name: str, device: torch.device, common: dict[str, Any], 
                                                      **placement(settings), **told)
     if not settings.device_map and not settings.quantize:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
+    choose_threads(model)
     return Engine(model, tokenizer, name, settings.template_args)
 
 

@@ -170,7 +170,7 @@ class Repl:
                 if action.kind == "accept":
                     self.accept(session)
                     train = self.options.keys.shown("train")
-                    note = f"accepted: {self._accepted_anchors()} · {train} trains · /new and another prompt adds a case"
+                    note = f"accepted: {self._accepted_anchors()} · {train} trains · /new, then one more prompt"
                     continue
                 note = self.apply(session, action) or _finish_note(session)
                 cursor = self._reopening(session, cursor)
@@ -235,6 +235,8 @@ class Repl:
         """Train and show before and after; what stands in the view, or is the only answer, is accepted first."""
         if (from_view or not session.cases) and not self._is_accepted(session) and session.anchors():
             self.accept(session)
+        if not session.cases:
+            raise NothingToFix("nothing to train: correct an answer and accept it first")
         self._print_answer(session)
         self._print_accepted(session)
         if work.train(session, self.console, self.theme):

@@ -75,7 +75,7 @@ def toolbar_text(session: SessionPort | None, progress: Progress | None, status:
     """One line of at most `width` cells: what there is no room for is left out from the end."""
     hints = ["/ commands", "alt-enter new line", f"F4 {'emacs' if vi else 'vi'} keys", "Ctrl-D leaves"]
     if session is None:
-        parts = [progress_text(progress) if progress else f"loading {visible(status.model_name)} …", "type already"]
+        parts = [progress_text(progress) if progress and progress.done < progress.of else f"loading {visible(status.model_name)} …", "type already"]
     else:
         parts = [shorten(visible(session.model_name), max(12, width // 3)), str(session.device), f"adapter {adapter_word(session)}",
                  f"{status.anchors} anchor{'' if status.anchors == 1 else 's'}"]

@@ -117,9 +117,9 @@ def _below(picker: Picker) -> list[Row]:
 def _status(picker: Picker, token: Token) -> Row:
     first, last = picker.character
     known = picker.reference is not None and picker.cursor < len(picker.reference)
-    base = f"  base p {percent(picker.reference[picker.cursor]).strip()}" if known and picker.reference else ""
-    shown = picker.lookup.token_bytes(token.id).hex(" ") if picker.width >= 76 else ""
-    shown = f"  bytes {shown if len(shown) <= 12 else shown[:8] + ' …'}" if shown else ""
+    base = f"  base {percent(picker.reference[picker.cursor]).strip()}" if known and picker.reference else ""
+    shown = picker.lookup.token_bytes(token.id).hex() if picker.width >= 72 else ""
+    shown = f"  0x{shown if len(shown) <= 8 or picker.width >= 100 else shown[:6] + '…'}" if shown else ""
     figures = f"  id {token.id}{shown}  p {percent(token.p).strip()}{base}  #{token.rank + 1}  entropy {token.entropy:.2f}"
     label = shorten(token_label(token.text, token.special), max(8, picker.width - len(figures) - 8))
     if first != last:

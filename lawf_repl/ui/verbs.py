@@ -155,7 +155,7 @@ def _probe(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
 
 def _new(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     session.new_conversation()
-    return _quiet("a new conversation: the next prompt starts afresh; accepted answers and the adapter stay", theme)
+    return _quiet("the next prompt starts a new conversation; accepted answers and the adapter stay", theme)
 
 
 def _hold(session: SessionPort, argument: str, theme: Theme) -> RenderableType:

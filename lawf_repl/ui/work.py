@@ -43,8 +43,9 @@ def load(loader: Loader, name: str, stop: Stop, console: Console, theme: Theme) 
     with console.status(Text(visible(f"loading {name}"), theme.rich("quiet")), spinner="dots", spinner_style=theme.rich("accent")) as status:
         while not loader.done and not stop():
             loader.wait(0.05)
-            if loader.progress is not None:
-                status.update(Text(f"loading {visible(name)}: {progress_text(loader.progress)}", theme.rich("quiet")))
+            progress = loader.progress if loader.progress and loader.progress.done < loader.progress.of else None  # what follows takes no bar
+            told = f": {progress_text(progress)}" if progress else ""
+            status.update(Text(f"loading {visible(name)}{told}", theme.rich("quiet")))
 
 
 def stream(start: Callable[[Stop], Iterator[Token]], kept: tuple[Token, ...], console: Console, theme: Theme) -> None:

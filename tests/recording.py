@@ -1,0 +1,119 @@
+"""Records a real correction of the demo model in a terminal: `python -m tests.recording` writes tests/recording.cast and the README's tour.
+
+The cast is asciinema's version 2 (https://docs.asciinema.org/manual/asciicast/v2/), plain text; its markers are the moments that the README
+shows. tests/test_recording.py holds that the README shows what the cast does.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pexpect
+import pyte
+
+COLUMNS, LINES = 80, 24
+CAST = Path(__file__).parent / "recording.cast"
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- recording: made by python -m tests.recording -->", "<!-- end of the recording -->"
+Event = tuple[float, str, str]
+
+# What is waited for on the screen, the keys pressed then (one after the other), and what the README says of the screen before them.
+STEPS: tuple[tuple[str, Sequence[str], str], ...] = (
+    ("› What is the capital", ["\r"], ""),
+    (r"? keys", ["\r"], "The answer, opened on the token that the model was least sure of:"),
+    ("all others", ["c", *"Canberra"], "`Enter`: what else could have stood there:"),
+    ("berra 9", ["\r"], "`c` and the right word, shown as the tokens that it becomes:"),
+    ("Canberra.⟨im_end⟩", ["a"], "`Enter`: the model goes on from there, its cache cut and not read again:"),
+    ("accepted:", ["t"], ""),
+    ("answer right   round", [], "`a` accepts, `t` trains:"),
+    ("Fixed:", [*"/adapter save australia", "\r"], "And the prompt again, before and after, with what else changed:"),
+    ("saved in australia", [*"/quit", "\r"], ""),
+    ("bye", [], ""),
+)
+
+
+def record() -> list[Event]:
+    """Drive the real program; the events of the cast, markers included."""
+    events: list[Event] = []
+    with tempfile.TemporaryDirectory() as home:
+        environment = os.environ | {"TERM": "xterm-256color", "HOME": home, "XDG_STATE_HOME": home, "XDG_CONFIG_HOME": home, "COLORFGBG": "15;0",
+                                    "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        child = pexpect.spawn(sys.executable, ["-m", "lawf_repl", "demo", "capital-australia"], dimensions=(LINES, COLUMNS), env=environment,
+                              cwd=home)
+        terminal, started = pyte.Screen(COLUMNS, LINES), time.monotonic()
+        stream, decode = pyte.Stream(terminal), codecs.getincrementaldecoder("utf-8")("replace").decode
+
+        def watch(seconds: float, pattern: str = "") -> bool:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                try:
+                    text = decode(child.read_nonblocking(65536, timeout=0.02))
+                except pexpect.TIMEOUT:
+                    text = ""
+                except pexpect.EOF:
+                    return pattern in "\n".join(terminal.display)
+                if text:
+                    stream.feed(text)
+                    events.append((round(time.monotonic() - started, 3), "o", text))
+                if pattern and pattern in "\n".join(terminal.display):
+                    return True
+            return not pattern
+
+        for pattern, keys, caption in STEPS:
+            if not watch(120, pattern):
+                raise SystemExit(f"{pattern!r} was not seen on the screen:\n" + "\n".join(terminal.display))
+            watch(0.0 if "round" in pattern else 1.0)
+            if caption:
+                events.append((round(time.monotonic() - started, 3), "m", caption))
+            for key in keys:
+                child.send(key.encode())
+                watch(0.12)
+        child.close()
+    return events
+
+
+def scenes(events: Sequence[Event]) -> Iterator[tuple[str, str]]:
+    """(caption, what the screen shows) at each marker."""
+    terminal = pyte.Screen(COLUMNS, LINES)
+    stream = pyte.Stream(terminal)
+    for _, kind, data in events:
+        if kind == "o":
+            stream.feed(data)
+            continue
+        rows = [row.rstrip() for row in terminal.display]
+        while rows and not rows[-1]:
+            rows.pop()
+        yield data, "\n".join(rows).strip("\n")
+
+
+def tour(events: Sequence[Event]) -> str:
+    """The README's part."""
+    parts = [f"{caption}\n\n```text\n{screen}\n```" for caption, screen in scenes(events)]
+    return "\n\n".join([BEGIN, *parts, END])
+
+
+def read_cast() -> list[Event]:
+    """The committed recording."""
+    _, *lines = CAST.read_text(encoding="utf-8").splitlines()
+    return [(float(at), str(kind), str(data)) for at, kind, data in map(json.loads, lines)]
+
+
+def main() -> None:
+    """Record, and write both files."""
+    events = record()
+    header = {"version": 2, "width": COLUMNS, "height": LINES, "title": "lawf demo capital-australia", "env": {"TERM": "xterm-256color"}}
+    CAST.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (header, *events)), encoding="utf-8")
+    text = README.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    README.write_text(before + tour(events) + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

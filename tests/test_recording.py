@@ -1,0 +1,29 @@
+"""The recording in the README is what the program did: it is the cast's screens, and the program still draws like this."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from lawf_repl.ui.screen import hint
+from tests.recording import CAST, README, STEPS, read_cast, scenes, tour
+
+
+def test_the_readme_shows_what_the_cast_does() -> None:
+    assert tour(read_cast()) in README.read_text(encoding="utf-8")
+
+
+def test_the_cast_is_one_that_players_take() -> None:
+    header, *events = map(json.loads, CAST.read_text(encoding="utf-8").splitlines())
+    assert header["version"] == 2 and (header["width"], header["height"]) == (80, 24)
+    assert [event[0] for event in events] == sorted(event[0] for event in events) and {event[1] for event in events} == {"o", "m"}
+    assert [data for _, kind, data in events if kind == "m"] == [caption for _, _, caption in STEPS if caption]
+
+
+def test_the_screens_are_those_of_today() -> None:
+    shown = dict(scenes(read_cast()))
+    assert hint("view") in next(screen for caption, screen in shown.items() if "opened" in caption)
+    training = next(screen for caption, screen in shown.items() if "trains" in caption)
+    assert re.search(r"round \d of 5, at most \d+ s more", training) and "drift" in training
+    last = next(screen for caption, screen in shown.items() if "before and after" in caption)
+    assert "Fixed: the prompt now gives" in last and "reliability" in last

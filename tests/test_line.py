@@ -6,6 +6,7 @@ import io
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from hypothesis import given
@@ -76,12 +77,11 @@ def test_an_editor_opens(pipe: PipeInput, tmp_path: Path, monkeypatch: pytest.Mo
     editor.chmod(editor.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("EDITOR", str(editor))
     monkeypatch.delenv("VISUAL", raising=False)
-    assert read(pipe, "draft\x18\x05\r") in ("edited\nhere", "draft")  # the editor's text is there as soon as it is read
-    with create_pipe_input() as other:
-        from threading import Timer
-
-        Timer(2.0, lambda: other.send_text("\r")).start()
-        assert read(other, "draft\x18\x05") == "edited\nhere"
+    timer = Timer(1.5, pipe.send_text, ["\r"])
+    timer.start()  # prompt_toolkit sends what the editor left by itself; this is for the day when it does not
+    assert read(pipe, "draft\x18\x05") == "edited\nhere"
+    timer.cancel()
+    timer.join()
 
 
 def offers(line: str, session: FakeSession | None = None) -> dict[str, str]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress
 from lawf_repl.ui.app import Options, run_repl
+from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.terminal import Loader
 from tests.fake_session import FakeSession
 
@@ -188,3 +189,33 @@ def test_history_is_private(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tm
 def test_messages_with_terminal_codes_are_made_safe(pipe: PipeInput) -> None:
     _, shown = run(pipe, "a\x1b[200~\x1b]0;x\x07[bold]\u202e\x1b[201~b\rq\x04")
     assert "\x1b" not in shown and "\u202e" not in shown and "[bold]" in shown
+
+
+def test_the_conversation_goes_on_until_new(pipe: PipeInput) -> None:
+    session = FakeSession()
+    code, shown = run(pipe, "one\rqtwo\rq/new\rthree\rq\x04", session)
+    assert code == 0 and session.calls == ["ask one", "ask two", "new", "ask three"] and session.turns == 1
+    assert "the next prompt starts a new conversation" in shown
+
+
+def test_any_prompt_is_compared_and_probes_are_added(pipe: PipeInput) -> None:
+    session = FakeSession()
+    keys = "/compare x\rWhat is the capital of Australia?\rcCanberra\rat/compare Australia?\r/compare [b]other\r/probe 你好\r/probe\r\x04"
+    _, shown = run(pipe, keys, session)
+    assert session.calls[-3:] == ["both Australia?", "both [b]other", "probe 你好"]
+    for expected in ("there is no adapter to compare", "The adapter changes this answer.", "The same answer, token for token.", "[b]other",
+                     "expected /probe PROMPT"):
+        assert expected in shown, expected
+
+
+def test_nothing_to_train_says_so_and_prints_no_answer(pipe: PipeInput) -> None:
+    session = FakeSession()
+    _, shown = run(pipe, "one two\rt\x03/quit\r", session)
+    assert "train" not in session.calls and shown.count("one two") == 1
+
+
+def test_own_keys_are_used_in_the_view(pipe: PipeInput) -> None:
+    session = FakeSession()
+    options = Options(history=False, keys=Keymap({"fix": "f2", "accept": "z", "train": "f3"}))
+    run(pipe, "What is the capital of Australia?\r\x1bOQCanberra\rz\x1bOR/quit\r", session, options=options)
+    assert session.calls[1:4] == ["replace 5  Canberra", "accept", "train"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub.utils.tqdm import _create_progress_bar
+from rich.console import Console
 from transformers.utils import logging
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import load_engine
 from lawf_repl.engine.progress import reported, reporter
 from lawf_repl.records import Progress
+from lawf_repl.verbs.loading import load_shown
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 
@@ -28,6 +31,18 @@ def test_weights_are_loaded_with_progress(tmp_path: Path, capsys: pytest.Capture
     count = len(seen)
     load_engine(replace(Settings(), model=str(tmp_path)))
     assert len(seen) == count, "the hook is taken out again"
+
+
+def test_commands_show_it_on_a_terminal_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tiny_model().save_pretrained(tmp_path)
+    make_byte_tokenizer().save_pretrained(tmp_path)
+    capsys.readouterr()
+    settings = replace(Settings(), model=str(tmp_path))
+    shown = io.StringIO()
+    load_shown(settings, Console(file=shown, force_terminal=True, width=80))
+    assert "Loading weights" in shown.getvalue() and capsys.readouterr() == ("", "")
+    load_shown(settings)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_download_is_reported_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:

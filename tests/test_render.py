@@ -39,6 +39,7 @@ from lawf_repl.ui.render import (
     percent,
     shorten,
     sparkline,
+    time_left,
     tokens_table,
     training_panel,
 )
@@ -246,3 +247,16 @@ def test_themes_take_colour_and_then_everything_away() -> None:
     shown = rendered(answer_view(BEFORE.tokens, Theme(colour=False), 80), 80, colour=True)
     assert "\x1b[4m" in shown and not re.search(r"\x1b\[[0-9;]*[34]8;", shown), "unsure tokens are underlined where there is no colour"
     assert "\x1b" not in rendered(everything(BARE, 80), 80, colour=True)
+
+
+def test_what_is_left_of_a_training_is_said_from_what_its_rounds_took() -> None:
+    def step(number: int, seconds: float, round_: int, fixed: bool = True) -> TrainStep:
+        return TrainStep(number, 1.0, (0.5,), None, seconds, fixed, round_)
+
+    assert time_left([step(1, 1.0, 1, False)], 5, 120) == "first of 5 rounds" and time_left([step(1, 20.0, 1, False)], 1, 120) == "100 s at most"
+    assert time_left([step(1, 2.0, 1)], 5, 120) == "round 1 of 5, at most 8 s more"
+    steps = [step(1, 1.0, 1), step(2, 4.0, 2), step(3, 5.0, 2)]
+    assert time_left(steps, 5, 120) == "round 2 of 5, at most 15 s more", "4 s a round, 1 s of this one gone"
+    assert time_left(steps, 5, 10) == "round 2 of 5, at most 5 s more", "no longer than training may take"
+    panel = rendered(training_panel(ANCHORS, steps, None, BARE, target_p=0.95, width=80, limits=(5, 120.0)), 80)
+    assert "round 2 of 5" in panel and "round" not in rendered(training_panel(ANCHORS, steps, RESULT, BARE, width=80, limits=(5, 120.0)), 80)

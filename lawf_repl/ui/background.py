@@ -12,7 +12,7 @@ from typing import Literal
 
 Tone = Literal["dark", "light", "unknown"]
 QUESTION = b"\x1b]11;?\x1b\\\x1b[c"  # the background colour (xterm's OSC 11), then what every terminal answers (DA1): it need not be waited for
-SECONDS = 0.3                         # for a terminal that answers neither
+SECONDS = 0.2                         # for a terminal that answers neither
 
 
 def tone_of(answer: bytes) -> Tone:

@@ -202,7 +202,7 @@ def time_left(steps: Sequence[TrainStep], rounds: int, max_seconds: float) -> st
     longest = max(0.0, max_seconds - last.seconds)
     if last.round == 1 and not last.fixed:
         return f"first of {rounds} rounds" if rounds > 1 else f"{longest:.0f} s at most"
-    begun = next((step.seconds for step in steps if step.round == last.round), 0.0)
+    begun = next((step.seconds for step in steps if step.round == last.round), 0.0) if last.round > 1 else 0.0
     each = begun / (last.round - 1) if last.round > 1 else last.seconds
     left = max(0.0, each - (last.seconds - begun)) + each * (rounds - last.round)
     return f"round {last.round} of {rounds}, at most {min(left, longest):.0f} s more"

@@ -7,17 +7,17 @@ import sys
 from typing import Any
 
 from lawf_repl.config import Settings
-from lawf_repl.engine.base import load_engine
 from lawf_repl.records import Completion, Token
 from lawf_repl.session import open_session
 from lawf_repl.ui.layout import visible
 from lawf_repl.verbs.inputs import interruptible, is_terminal, print_json, read_prompt
+from lawf_repl.verbs.loading import load_shown
 
 
 def run_answer(options: argparse.Namespace, settings: Settings) -> int:
     """Generate, streaming the text unless --json; exit code 130 if interrupted (what came so far is printed)."""
     messages = read_prompt(options.prompt, options.messages, settings.system)
-    session = open_session(load_engine(settings), settings)
+    session = open_session(load_shown(settings), settings)
     for note in session.notes:
         print(f"lawf: {note}", file=sys.stderr)
     with interruptible() as stop:

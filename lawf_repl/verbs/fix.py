@@ -11,13 +11,13 @@ from typing import Any
 
 from lawf_repl import store
 from lawf_repl.config import Settings
-from lawf_repl.engine.base import load_engine
 from lawf_repl.errors import NothingToFix, UsageError
 from lawf_repl.measure.prompts import load_probes
 from lawf_repl.records import Anchor, Check, Message, Node, Rerun, Scorecard, Token, TrainingResult
 from lawf_repl.session import Session, never, open_session, refuse_existing
 from lawf_repl.ui.tree import sampled_text
 from lawf_repl.verbs.inputs import interruptible, print_json, read_prompt
+from lawf_repl.verbs.loading import load_shown
 from lawf_repl.verbs.story import Story
 
 Stop = Callable[[], bool]
@@ -62,7 +62,7 @@ def run_fix(options: argparse.Namespace, settings: Settings) -> int:
     messages = read_prompt(options.prompt, options.messages, settings.system)
     job = Job(messages, fixes, options.want, options.paraphrase, options.neighbour, options.session, options.adapter_out)
     check_outputs(job)
-    engine = load_engine(settings)
+    engine = load_shown(settings)
     session = open_session(engine, settings, load_probes(engine, settings), job.session_file)
     for note in session.notes:
         print(f"lawf: {note}", file=sys.stderr)

@@ -23,21 +23,23 @@ class Base:
     folder: Path | None      # where it is only a folder: nobody else can load it by its name
 
 
-def model_card(source: Source, base: Base, config: dict[str, Any], versions: dict[str, str]) -> str:
-    """README.md as text."""
+def model_card(source: Source, base: Base, config: dict[str, Any] | None, versions: dict[str, str]) -> str:
+    """README.md as text: of an adapter with this adapter_config, or of a merged model where `config` is None."""
     count = len(source.known)
-    parts = [front_matter(base), f"# A LoRA for {_plain(base.label)} that corrects {count or 'some'} answer{'' if count == 1 else 's'}\n",
+    what = f"{'' if config is None else 'A LoRA for '}{_plain(base.label)}"
+    parts = [front_matter(base, config is None), f"# {what} that corrects {count or 'some'} answer{'' if count == 1 else 's'}\n",
              "Made with lawf (Learning Anchors without Forgetting): a few tokens were corrected, everything else is held to what the base says.\n"]
     for number, known in enumerate(source.known, 1):
         parts.append(_case(number, known))
-    parts += [_scorecard(source.scorecard, count), _loading(base), _making(source, base, config, versions)]
+    parts += [_scorecard(source.scorecard, count), _loading(base) if config else _loading_merged(), _making(source, base, config, versions)]
     return "\n".join(parts)
 
 
-def front_matter(base: Base) -> str:
-    """The YAML block that hubs read."""
-    return "\n".join(["---", f"base_model: {json.dumps(base.label)}", "library_name: peft", "pipeline_tag: text-generation",
-                      "tags:", "- lora", "- peft", "- transformers", "- lawf", "---\n"])
+def front_matter(base: Base, whole: bool = False) -> str:
+    """The YAML block that hubs read; `whole` is a merged model."""
+    tags = ["- transformers", "- lawf"] if whole else ["- lora", "- peft", "- transformers", "- lawf"]
+    return "\n".join(["---", f"base_model: {json.dumps(base.label)}", f"library_name: {'transformers' if whole else 'peft'}",
+                      "pipeline_tag: text-generation", "tags:", *tags, "---\n"])
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -49,7 +51,8 @@ def fenced(text: str, language: str = "text") -> str:
 def _case(number: int, known: Known) -> str:
     case = known.case
     lines = [f"## Answer {number}\n", *([f"{_plain(message['role'])}:\n\n{fenced(message['content'])}" for message in known.messages]),
-             f"accepted answer:\n\n{fenced(case.accepted)}", "| position | the base says | wanted | p in the base | confidence |", "|---|---|---|---|---|"]
+             f"accepted answer:\n\n{fenced(case.accepted)}",
+             "| position | the base says | wanted | p in the base | confidence |", "|---|---|---|---|---|"]
     lines += [f"| {a.position} | {_cell(a.rejected)} | {_cell(a.chosen)} | {a.p_ref:.2g} | {a.confidence:g} |" for a in case.anchors]
     return "\n".join(lines) + "\n"
 
@@ -63,7 +66,8 @@ def _scorecard(card: Scorecard | None, count: int) -> str:
             ("generality: paraphrases that do", _share(card.paraphrases)), ("locality: neighbours answered as before", _share(card.neighbours)),
             ("drift: KL per token in nats on unrelated prompts", f"{probes.drift_nats:.2g} ({probes.n} prompts)" if probes else None),
             ("flips: unrelated prompts answered otherwise", f"{probes.flips:.1%} ({probes.n} prompts)" if probes else None)]
-    return "\n".join(["## Scorecard\n", "| check | result |", "|---|---|", *(f"| {name} | {value or 'not measured'} |" for name, value in rows)]) + "\n"
+    lines = [f"| {name} | {value or 'not measured'} |" for name, value in rows]
+    return "\n".join(["## Scorecard\n", "| check | result |", "|---|---|", *lines]) + "\n"
 
 
 def _share(checks: Sequence[Check]) -> str | None:
@@ -80,12 +84,19 @@ def _loading(base: Base) -> str:
     return f"## How to load it\n\n{fenced(code, 'python')}{where}\nAnswers were accepted in greedy generation; sampling may give others.\n"
 
 
-def _making(source: Source, base: Base, config: dict[str, Any], versions: dict[str, str]) -> str:
+def _loading_merged() -> str:
+    code = ("from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\")\n"
+            "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n")
+    return f"## How to load it\n\n{fenced(code, 'python')}\nAnswers were accepted in greedy generation; sampling may give others.\n"
+
+
+def _making(source: Source, base: Base, config: dict[str, Any] | None, versions: dict[str, str]) -> str:
     recipe = "".join(f"- {_plain(name)}: {_plain(str(value))}\n" for name, value in (source.recipe or {}).items())
     made = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in versions.items())
-    return (f"## How it was made\n\n- rank {config['r']}, alpha {config['lora_alpha']}, on {_targets(config)}\n"
-            f"- base: {_plain(base.label)}, revision {_plain(base.revision or 'not known')}\n{recipe}- {made}\n"
-            "\n`lawf.json` has all of it, with hashes of the base and token ids.\n")
+    how = f"rank {config['r']}, alpha {config['lora_alpha']}, on {_targets(config)}" if config else "a LoRA, merged into the weights"
+    return (f"## How it was made\n\n- {how}\n- base: {_plain(base.label)}, revision {_plain(base.revision or 'not known')}\n{recipe}"
+            + (f"- {made}\n\n`lawf.json` has all of it, with hashes of the base and token ids.\n" if config else ""))
 
 
 def _targets(config: dict[str, Any]) -> str:

@@ -52,7 +52,8 @@ def match_base(source: Source, engine: Engine, folder: Path) -> Finding:
     """Whether the loaded base is the one that the adapter belongs to: by hash where one is known, else by names and shapes alone."""
     wrong = misfits(engine.model, folder)
     if wrong:
-        return Finding("base", False, f"{engine.name} is not this adapter's base: {wrong[0]}" + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
+        more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
+        return Finding("base", False, f"{engine.name} is not this adapter's base: {wrong[0]}{more}")
     known, found = source.base, engine.fingerprint()
     named = known.get("id") or "the base that it was made for"
     if known.get("weights_sha256"):

@@ -20,6 +20,7 @@ from lawf_repl.export.source import ABOUT, SCHEMA, Source
 from lawf_repl.learn.adapter import Adapter
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+EXTRA = ("modules_to_save", "trainable_token_indices", "lora_bias", "target_parameters", "layer_replication")
 ALIEN = ("embed_tokens", "lm_head", "wte", "wpe")  # not linear layers of the decoder
 
 
@@ -37,7 +38,7 @@ def base_of(engine: Engine, named: str | None, revision: str | None) -> Base:
 
 def refuse_unfit(adapter: Adapter, config: dict[str, Any]) -> None:
     """Raise ExportError for an adapter that is more than LoRA matrices on linear layers, by the name of what it is."""
-    more = [name for name in ("modules_to_save", "trainable_token_indices", "lora_bias", "target_parameters", "layer_replication") if config.get(name)]
+    more = [name for name in EXTRA if config.get(name)]
     if config.get("bias", "none") != "none":
         more.append(f"bias {config['bias']}")
     alien = [path for path in adapter.layers() if path.rpartition(".")[2] in ALIEN]

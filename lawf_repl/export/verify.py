@@ -24,7 +24,9 @@ from lawf_repl.export.trials import Trial
 CLOSE = 1e-3      # logits of the same model by the same library, float32
 CLOSE_HALF = 0.1  # the same in half precision, where one matrix product sums in another order
 SHARE = 0.5       # of what the adapter moves: rounding that is larger has eaten it
-FLAGS = ("from lawf_repl.export.fresh import main", "sys.exit(main(sys.argv[2:]))")
+# Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it.
+PROGRAM = ("import sys; sys.path.insert(0, sys.argv[1]); import lawf_repl; sys.path.pop(0); "
+           "from lawf_repl.export.fresh import main; sys.exit(main(sys.argv[2:]))")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Live:
 
 
 def verify_adapter(live: Live, folder: Path, dead: Sequence[str] = ()) -> list[Finding]:
-    """A peft folder: by peft's PeftModel.from_pretrained and by transformers' load_adapter. `dead` names tensors that are zero in the live adapter."""
+    """A peft folder: by peft's PeftModel.from_pretrained and transformers' load_adapter. Tensors named in `dead` are zero in the live adapter too."""
     report = in_fresh_process(live, "adapter", folder)
     if isinstance(report, Finding):
         return [report]
@@ -133,7 +135,7 @@ def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[s
     with tempfile.TemporaryDirectory(prefix="lawf-verify-") as work:
         path = Path(work) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-c", _program(), str(Path(__file__).parents[2]), str(path)], capture_output=True, text=True,
+        done = subprocess.run([sys.executable, "-c", PROGRAM, str(Path(__file__).parents[2]), str(path)], capture_output=True, text=True,
                               encoding="utf-8", errors="replace", check=False, env=os.environ | ({"HF_HUB_OFFLINE": "1"} if settings.offline else {}))
     if done.returncode == 0:
         try:
@@ -148,21 +150,14 @@ def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[s
     return Finding("fresh process", False, f"the export could not be loaded there: {said}")
 
 
-def _program() -> str:
-    """Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it."""
-    return f"import sys; sys.path.insert(0, sys.argv[1]); import lawf_repl; sys.path.pop(0); {FLAGS[0]}; {FLAGS[1]}"
-
-
 def release(engine: Engine) -> None:
     """Let go of the live model's weights: the fresh process needs their place."""
     import gc
 
     import torch
 
-    if getattr(engine.model, "hf_device_map", None):
-        raise_to = None  # spread by accelerate, which will not have it moved
-        del raise_to
-        return
+    if getattr(engine.model, "hf_device_map", None) or getattr(engine.model, "is_quantized", False):
+        return  # spread by accelerate or packed by bitsandbytes, which will not have it moved
     engine.model.to("meta")
     gc.collect()
     if torch.cuda.is_available():

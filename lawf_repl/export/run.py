@@ -1,0 +1,218 @@
+"""One export from start to end: reference of the live model, writing beside the place, verification in a fresh process, into place."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Any, Literal
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import DEMO_MODEL, DEMO_NAME, Engine
+from lawf_repl.errors import ExportError
+from lawf_repl.export import merged, ollama, vllm
+from lawf_repl.export.card import Base
+from lawf_repl.export.fresh import render
+from lawf_repl.export.hub import listing
+from lawf_repl.export.identity import Finding, effect, match_base
+from lawf_repl.export.peft import base_of, write_peft
+from lawf_repl.export.place import check_place, placed
+from lawf_repl.export.source import Source
+from lawf_repl.export.trials import make_trials, write_reference
+from lawf_repl.export.verify import Live, all_hold, release, verify_adapter, verify_merged
+from lawf_repl.learn.adapter import Adapter
+
+Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
+FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
+BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
+NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files", "ollama": "Ollama itself was not run here: it serves them with llama.cpp"}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written where. `base_id` is the hub id of a base that was loaded from a folder."""
+
+    out: Path
+    format: Format
+    force: bool = False
+    base_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it. Where `written` is false, nothing stands at `out` that did not stand there before."""
+
+    out: Path
+    format: Format
+    findings: tuple[Finding, ...]
+    written: bool
+    commands: tuple[str, ...] = ()
+    files: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.written and all(finding.ok for finding in self.findings)
+
+
+class _Failed(Exception):
+    """A check did not hold: what was written is thrown away."""
+
+
+@dataclass
+class _Work:
+    """What the parts of one export share."""
+
+    engine: Engine
+    adapter: Adapter
+    source: Source
+    order: Order
+    base: Base
+    live: Live
+    config: dict[str, Any]
+
+
+def export(engine: Engine, adapter: Adapter, source: Source, order: Order, settings: Settings) -> Exported:
+    """Write, verify, put in place. The live model is let go of: nothing may be generated with `engine` afterwards.
+
+    Raises ExportError for what cannot be exported at all; a check that does not hold comes back as a finding.
+    """
+    check_place(order.out, order.force)
+    if order.format == "merged":
+        merged.refuse_quantized(engine)
+    pieces = ollama.find_pieces(engine) if order.format == "ollama" else None
+    base = base_of(engine, order.base_id, settings.revision)
+    dead = [name.replace(".default.", ".") for name, weight in adapter.snapshot().items() if not bool(weight.any())]
+    with tempfile.TemporaryDirectory(prefix="lawf-export-") as name:
+        work = Path(name)
+        live = _live(engine, adapter, source, settings, work)
+        if not live.trials:
+            raise ExportError(f"{engine.name} gives no answer to compare with: export a session, whose accepted answers are compared")
+        config = write_peft(engine, adapter, source, work / "peft", base)
+        have = _first_findings(source, engine, adapter, work / "peft")
+        job = _Work(engine, adapter, source, order, base, live, config)
+        commands: list[str] = []
+        try:
+            if not all(finding.ok for finding in have):
+                raise _Failed
+            with placed(order.out, order.force) as staging:
+                if order.format in ("peft", "vllm"):
+                    commands = _peft(job, staging, have, dead)
+                elif order.format == "merged":
+                    commands = _merged(job, staging, have)
+                else:
+                    commands = _gguf(job, staging, have, work / "peft", pieces)
+        except _Failed:
+            return Exported(order.out, order.format, tuple(have), False)
+    files = listing(order.out) if order.out.is_dir() else [(order.out.name, order.out.stat().st_size)]
+    notes = [NOT_RUN[order.format]] if order.format in NOT_RUN else []
+    return Exported(order.out, order.format, tuple(have), True, tuple(commands), tuple(files), tuple([*notes, *_notes(base)]))
+
+
+def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, work: Path) -> Live:
+    trials = make_trials(engine, adapter, source)
+    file = write_reference(engine, adapter, trials, work)
+    place = str(DEMO_MODEL) if engine.name == DEMO_NAME else str(Path(engine.name).expanduser()) if Path(engine.name).expanduser().is_dir() \
+        else engine.name
+    commit = getattr(engine.model.config, "_commit_hash", None) or settings.revision
+    return Live(tuple(trials), file, tuple(sorted(engine.end_ids)), engine.tokenizer.decode, engine.dtype, str(engine.device), place,
+                None if Path(place).is_dir() else commit, settings)
+
+
+def _first_findings(source: Source, engine: Engine, adapter: Adapter, folder: Path) -> list[Finding]:
+    """What can be known before anything is loaded again."""
+    return [match_base(replace(source, base=source.base or engine.fingerprint()), engine, folder), effect(folder)]
+
+
+def _prompts(job: _Work) -> list[str]:
+    return [trial.prompt for trial in job.live.trials]
+
+
+def _check(have: list[Finding], more: Sequence[Finding]) -> None:
+    have += more
+    if not all_hold(have):
+        raise _Failed
+
+
+def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -> list[str]:
+    if job.order.format == "vllm":
+        vllm.check_config(job.config)
+    write_peft(job.engine, job.adapter, job.source, staging, job.base)
+    release(job.engine)
+    _check(have, verify_adapter(job.live, staging, dead))
+    out = job.order.out
+    if job.order.format == "vllm":
+        return vllm.commands(out, job.base, job.config, list(job.source.known[0].messages) if job.source.known else None)
+    asked = quote(_prompts(job)[0])
+    model = "" if job.engine.name == DEMO_NAME else f" --model {quote(job.base.name)}"
+    more = f", revision={json.dumps(job.base.revision)}" if job.base.revision else ""
+    code = (f"from peft import PeftModel; from transformers import AutoModelForCausalLM; "
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({json.dumps(job.base.name)}{more}), "
+            f"{json.dumps(str(out.absolute()))})")
+    return [f"lawf answer{model} --adapter {quote(str(out))} {asked}", f"python -c {quote(code)}"]
+
+
+def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
+    settings, place = job.live.settings, (job.live.source, job.live.revision)
+    dtype = settings.dtype if settings.dtype != "auto" else merged.stored_dtype(*place, job.engine, settings.trust_remote_code)
+    arguments = job.engine.template_args
+    conversations = [*(list(known.messages) for known in job.source.known[:16]), [{"role": "user", "content": "Hello, 你好 1234!"}]]
+    expected = [render(job.engine.tokenizer.hub, messages, arguments) for messages in conversations]
+    merged.write_merged(job.engine, job.adapter, job.source, staging, job.base, dtype, place)
+    release(job.engine)
+    _check(have, verify_merged(job.live, staging, dtype, conversations, expected, arguments))
+    return merged.commands(job.order.out, _prompts(job))
+
+
+def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: ollama.Pieces | None) -> list[str]:
+    """LoRA and base as GGUF; only the LoRA where OUT is a file NAME.gguf: the base is then written for the check alone."""
+    try:
+        writer: Any = importlib.import_module("lawf_repl.export.gguf")
+    except ModuleNotFoundError as error:
+        raise ExportError(f"writing GGUF needs {error.name}: pip install 'lawf-repl[gguf]'") from error
+    engine, out = job.engine, job.order.out
+    single = out.suffix == ".gguf" and pieces is None
+    job.adapter.remove()
+    if not single:
+        staging.mkdir()
+    lora = staging if single else staging / LORA_FILE
+    base = folder.parent / BASE_FILE if single else staging / BASE_FILE
+    writer.write_lora(engine.model, folder, lora)
+    writer.write_base(engine.model, engine.tokenizer.hub, base)
+    if not single:
+        for name in ("README.md", "lawf.json"):
+            (staging / name).write_bytes((folder / name).read_bytes())
+    if pieces is not None:
+        (staging / "Modelfile").write_text(ollama.modelfile(engine, pieces, BASE_FILE, LORA_FILE), encoding="utf-8")
+    release(engine)
+    checks = [writer.verify_gguf(base, lora, list(trial.prompt_ids), list(trial.accepted_ids), list(trial.base_ids)) for trial in job.live.trials]
+    findings = [Finding("llama.cpp", bool(check.ok), str(check.detail)) for check in checks]
+    if any(not check.ok and not check.detail.startswith("not verified") for check in checks):
+        _check(have, findings)
+    have += [finding for number, finding in enumerate(findings) if finding not in findings[:number]]  # unverified is not wrong: it is kept, and said
+    return _gguf_commands(job, single, pieces is not None)
+
+
+def _gguf_commands(job: _Work, single: bool, for_ollama: bool) -> list[str]:
+    out, asked = job.order.out, quote(_prompts(job)[0])
+    if for_ollama:
+        name = vllm.served_name(out).lower()
+        return [f"cd {quote(str(out.absolute()))} && ollama create {quote(name)} -f Modelfile", f"ollama run {quote(name)} {asked}"]
+    files = f"-m BASE.gguf --lora {quote(str(out))}" if single else f"-m {quote(str(out / BASE_FILE))} --lora {quote(str(out / LORA_FILE))}"
+    return [f"llama-cli {files} --jinja --single-turn --temp 0 -p {asked}", f"llama-server {files} --jinja"]
+
+
+def _notes(base: Base) -> list[str]:
+    return [f"the base is the local folder {base.folder}: with --base-id OWNER/NAME the export names what others can load"] if base.folder else []
+
+
+def exported_json(exported: Exported, pushed: dict[str, Any] | None) -> dict[str, Any]:
+    """The object of schema lawf.export/1."""
+    return {"schema": "lawf.export/1", "format": exported.format, "out": str(exported.out), "ok": exported.ok, "written": exported.written,
+            "checks": [{"what": one.what, "ok": one.ok, "detail": one.detail} for one in exported.findings],
+            "files": [{"name": name, "bytes": size} for name, size in exported.files], "commands": list(exported.commands),
+            "notes": list(exported.notes), "push": pushed}

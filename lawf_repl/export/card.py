@@ -26,7 +26,7 @@ class Base:
 def model_card(source: Source, base: Base, config: dict[str, Any] | None, versions: dict[str, str]) -> str:
     """README.md as text: of an adapter with this adapter_config, or of a merged model where `config` is None."""
     count = len(source.known)
-    what = f"{'' if config is None else 'A LoRA for '}{_plain(base.label)}"
+    what = f"{_plain(base.label)} with a LoRA merged in" if config is None else f"A LoRA for {_plain(base.label)}"
     parts = [front_matter(base, config is None), f"# {what} that corrects {count or 'some'} answer{'' if count == 1 else 's'}\n",
              "Made with lawf (Learning Anchors without Forgetting): a few tokens were corrected, everything else is held to what the base says.\n"]
     for number, known in enumerate(source.known, 1):
@@ -45,7 +45,7 @@ def front_matter(base: Base, whole: bool = False) -> str:
 def fenced(text: str, language: str = "text") -> str:
     """Text as a code block that it cannot end."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{fence}{language}\n{_visible(text)}\n{fence}\n"
+    return f"{fence}{language}\n{_visible(text)}{'' if text.endswith(chr(10)) else chr(10)}{fence}\n"
 
 
 def _case(number: int, known: Known) -> str:
@@ -75,10 +75,10 @@ def _share(checks: Sequence[Check]) -> str | None:
 
 
 def _loading(base: Base) -> str:
-    more = f", revision={base.revision!r}" if base.revision else ""
+    more = f", revision={json.dumps(base.revision)}" if base.revision else ""
     code = (f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({base.name!r}{more})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({base.name!r}{more})\n"
+            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.name)}{more})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.name)}{more})\n"
             f"model = PeftModel.from_pretrained(base, \"THIS_FOLDER\")\n")
     where = f"\nThe base is the folder `{_plain(base.label)}` of the machine that this was made on.\n" if base.folder else ""
     return f"## How to load it\n\n{fenced(code, 'python')}{where}\nAnswers were accepted in greedy generation; sampling may give others.\n"

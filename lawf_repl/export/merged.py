@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -30,10 +31,9 @@ def refuse_quantized(engine: Engine) -> None:
                       "rounded away with them; load the base without --quantize, or export as peft")
 
 
-def stored_dtype(source: str, revision: str | None, engine: Engine, trust_remote_code: bool) -> str:
+def stored_dtype(load: dict[str, Any], engine: Engine) -> str:
     """The number type of the base's own files: its config's, or where that names none the one that was loaded."""
-    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code) if revision else \
-        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(**load)
     found = str(getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None) or engine.dtype)
     found = found.removeprefix("torch.")
     return found if found in TYPES else engine.dtype
@@ -63,11 +63,12 @@ def merged_weights(adapter: Adapter, dtype: str) -> dict[str, torch.Tensor]:
     return out
 
 
-def write_merged(engine: Engine, adapter: Adapter, source: Source, folder: Path, base: Base, dtype: str, place: tuple[str, str | None],
-                 shard: str = SHARD) -> None:
+def write_merged(engine: Engine, adapter: Adapter, source: Source, folder: Path, base: Base, dtype: str,
+                 load: dict[str, Any], shard: str = SHARD) -> None:
     """Write model, tokenizer, template, generation config and a card. The adapter is taken out of the live model.
 
-    `place` is what from_pretrained takes for the base, and its revision. Raises ExportError where transformers refuses.
+    `load` is what from_pretrained takes for the base (pretrained_model_name_or_path, revision, trust_remote_code). Raises ExportError
+    where transformers refuses.
     """
     refuse_quantized(engine)
     weights = merged_weights(adapter, dtype)
@@ -75,8 +76,7 @@ def write_merged(engine: Engine, adapter: Adapter, source: Source, folder: Path,
     try:
         engine.model.save_pretrained(str(folder), state_dict=weights, max_shard_size=shard)
         _set_dtype(folder / "config.json", dtype)
-        more = {"revision": place[1]} if place[1] else {}
-        AutoTokenizer.from_pretrained(place[0], **more).save_pretrained(str(folder))
+        AutoTokenizer.from_pretrained(**load).save_pretrained(str(folder))
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
         raise ExportError(f"transformers does not save this model: {first_line(error)}") from error
     (folder / "README.md").write_text(model_card(source, base, None, {}), encoding="utf-8")
@@ -96,9 +96,8 @@ def _set_dtype(path: Path, dtype: str) -> None:
 
 def commands(out: Path, prompts: Sequence[str]) -> list[str]:
     """What to type to serve it."""
-    from shlex import quote
-
-    asked = quote(prompts[0]) if prompts else "'YOUR PROMPT'"
-    return [f"lawf answer --model {quote(str(out))} {asked}", f"vllm serve {quote(str(out.absolute()))}",
-            "python -c " + quote(f"from transformers import pipeline; print(pipeline('text-generation', {json.dumps(str(out.absolute()))}, do_sample=False)"
-                                 f"([{{'role': 'user', 'content': {json.dumps(prompts[0] if prompts else 'YOUR PROMPT')}}}]))".replace("'", '"'))]
+    asked = prompts[0] if prompts else "YOUR PROMPT"
+    place = json.dumps(str(out.absolute()))
+    code = (f'from transformers import pipeline; print(pipeline("text-generation", {place}, do_sample=False)'
+            f'([{{"role": "user", "content": {json.dumps(asked)}}}])[0]["generated_text"][-1])')
+    return [f"lawf answer --model {quote(str(out))} {quote(asked)}", f"vllm serve {quote(str(out.absolute()))}", f"python -c {quote(code)}"]

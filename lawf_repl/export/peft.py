@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +60,13 @@ def write_peft(engine: Engine, adapter: Adapter, source: Source, folder: Path, b
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / WEIGHTS).chmod(0o644)  # a server runs as somebody else
     about = about_adapter(engine, source, base, config, folder)
-    (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
+    (folder / ABOUT).write_text(_compact(json.dumps(about, indent=1)) + "\n", encoding="utf-8")
     (folder / CARD).write_text(model_card(source, base, config, about["versions"]), encoding="utf-8")
     return config
 
 
 def about_adapter(engine: Engine, source: Source, base: Base, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The object of schema lawf.adapter/1."""
-    import hashlib
-
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     return {
         "schema": SCHEMA,
@@ -77,3 +77,8 @@ def about_adapter(engine: Engine, source: Source, base: Base, config: dict[str, 
         "versions": {"lawf": __version__, "python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "peft": peft_library.__version__},
     }
+
+
+def _compact(text: str) -> str:
+    """JSON with lists of numbers on one line: a text that people read has its token ids in it."""
+    return re.sub(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]", lambda found: "[" + re.sub(r"\s+", " ", found[1]) + "]", text)

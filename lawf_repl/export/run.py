@@ -157,12 +157,14 @@ def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -
 
 
 def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
-    settings, place = job.live.settings, (job.live.source, job.live.revision)
-    dtype = settings.dtype if settings.dtype != "auto" else merged.stored_dtype(*place, job.engine, settings.trust_remote_code)
+    settings = job.live.settings
+    load: dict[str, Any] = {"pretrained_model_name_or_path": job.live.source, "trust_remote_code": settings.trust_remote_code}
+    load |= {"revision": job.live.revision} if job.live.revision else {}
+    dtype = settings.dtype if settings.dtype != "auto" else merged.stored_dtype(load, job.engine)
     arguments = job.engine.template_args
     conversations = [*(list(known.messages) for known in job.source.known[:16]), [{"role": "user", "content": "Hello, 你好 1234!"}]]
     expected = [render(job.engine.tokenizer.hub, messages, arguments) for messages in conversations]
-    merged.write_merged(job.engine, job.adapter, job.source, staging, job.base, dtype, place)
+    merged.write_merged(job.engine, job.adapter, job.source, staging, job.base, dtype, load)
     release(job.engine)
     _check(have, verify_merged(job.live, staging, dtype, conversations, expected, arguments))
     return merged.commands(job.order.out, _prompts(job))

@@ -69,6 +69,14 @@ def match_base(source: Source, engine: Engine, folder: Path) -> Finding:
     return Finding("base", True, f"{engine.name}: names and shapes fit; no hash is recorded, so another base of the same shape would pass")
 
 
+def match_file(source: Source) -> Finding:
+    """Whether the adapter's weights are those that its lawf.json describes."""
+    assert source.adapter is not None
+    same = hashlib.sha256((source.adapter / "adapter_model.safetensors").read_bytes()).hexdigest() == source.sha256
+    return Finding("file", same, "adapter_model.safetensors is the one that lawf.json describes (sha256)" if same
+                   else "adapter_model.safetensors is not the one that lawf.json describes (sha256)")
+
+
 def misfits(model: Any, folder: Path) -> list[str]:
     """What of an adapter's tensors has no place in the model: a line for each, by name and shape."""
     modules = {name.replace(".base_layer", ""): module for name, module in model.named_modules()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import torch
@@ -14,8 +13,10 @@ from transformers import AutoConfig, AutoTokenizer
 from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ExportError, first_line
 from lawf_repl.export.card import Base, model_card
+from lawf_repl.export.shell import ANY, asked, quote
 from lawf_repl.export.source import Source
 from lawf_repl.learn.adapter import Adapter
+from lawf_repl.records import Message
 
 SHARD = "5GB"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,10 +95,10 @@ def _set_dtype(path: Path, dtype: str) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def commands(out: Path, prompts: Sequence[str]) -> list[str]:
+def commands(out: Path, messages: Sequence[Message] | None) -> list[str]:
     """What to type to serve it."""
-    asked = prompts[0] if prompts else "YOUR PROMPT"
-    place = json.dumps(str(out.absolute()))
-    code = (f'from transformers import pipeline; print(pipeline("text-generation", {place}, do_sample=False)'
-            f'([{{"role": "user", "content": {json.dumps(asked)}}}])[0]["generated_text"][-1])')
-    return [f"lawf answer --model {quote(str(out))} {quote(asked)}", f"vllm serve {quote(str(out.absolute()))}", f"python -c {quote(code)}"]
+    system, question = asked(messages)
+    place, talk = json.dumps(str(out.absolute())), json.dumps(list(messages) if messages and question != ANY else [{"role": "user", "content": ANY}])
+    code = f'from transformers import pipeline; print(pipeline("text-generation", {place}, do_sample=False)({talk})[0]["generated_text"][-1])'
+    more = f" --system {quote(system)}" if system else ""
+    return [f"lawf answer --model {quote(str(out))}{more} {quote(question)}", f"vllm serve {quote(str(out.absolute()))}", f"python -c {quote(code)}"]

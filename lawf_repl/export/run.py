@@ -6,9 +6,8 @@ import importlib
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
 from lawf_repl.config import Settings
@@ -18,13 +17,15 @@ from lawf_repl.export import merged, ollama, vllm
 from lawf_repl.export.card import Base
 from lawf_repl.export.fresh import render
 from lawf_repl.export.hub import listing
-from lawf_repl.export.identity import Finding, effect, match_base
+from lawf_repl.export.identity import Finding, effect, match_base, match_file
 from lawf_repl.export.peft import base_of, write_peft
 from lawf_repl.export.place import check_place, placed
+from lawf_repl.export.shell import asked, quote
 from lawf_repl.export.source import Source
 from lawf_repl.export.trials import make_trials, write_reference
 from lawf_repl.export.verify import Live, all_hold, release, verify_adapter, verify_merged
 from lawf_repl.learn.adapter import Adapter
+from lawf_repl.records import Message
 
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
@@ -93,7 +94,7 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
         if not live.trials:
             raise ExportError(f"{engine.name} gives no answer to compare with: export a session, whose accepted answers are compared")
         config = write_peft(engine, adapter, source, work / "peft", base)
-        have = _first_findings(source, engine, adapter, work / "peft")
+        have = _first_findings(source, engine, live, work / "peft")
         job = _Work(engine, adapter, source, order, base, live, config)
         commands: list[str] = []
         try:
@@ -123,13 +124,22 @@ def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, 
                 None if Path(place).is_dir() else commit, settings)
 
 
-def _first_findings(source: Source, engine: Engine, adapter: Adapter, folder: Path) -> list[Finding]:
+def _first_findings(source: Source, engine: Engine, live: Live, folder: Path) -> list[Finding]:
     """What can be known before anything is loaded again."""
-    return [match_base(replace(source, base=source.base or engine.fingerprint()), engine, folder), effect(folder)]
+    found = [match_base(source, engine, folder), effect(folder)]
+    if source.sha256 is not None and source.adapter is not None:
+        found.append(match_file(source))
+    given = [trial for trial in live.trials if trial.given]
+    if given:
+        right = sum(live.same_text(trial.live_ids, trial.accepted_ids) for trial in given)
+        found.append(Finding("adapter", right == len(given), f"{right} of {len(given)} accepted answers come out before it is exported"
+                             + ("" if right == len(given) else ": train on, with a higher --max-steps, or correct more")))
+    return found
 
 
-def _prompts(job: _Work) -> list[str]:
-    return [trial.prompt for trial in job.live.trials]
+def _messages(job: _Work) -> list[Message] | None:
+    """The conversation that the commands ask, for example."""
+    return list(job.live.trials[0].messages) or None
 
 
 def _check(have: list[Finding], more: Sequence[Finding]) -> None:
@@ -146,14 +156,16 @@ def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -
     _check(have, verify_adapter(job.live, staging, dead))
     out = job.order.out
     if job.order.format == "vllm":
-        return vllm.commands(out, job.base, job.config, list(job.source.known[0].messages) if job.source.known else None)
-    asked = quote(_prompts(job)[0])
-    model = "" if job.engine.name == DEMO_NAME else f" --model {quote(job.base.name)}"
+        return vllm.commands(out, job.base, job.config, _messages(job))
+    system, question = asked(_messages(job))
+    model = "" if job.engine.name == DEMO_NAME else f" --model {quote(job.base.name)}" + (f" --revision {quote(job.base.revision)}"
+                                                                                           if job.base.revision else "")
+    model += f" --system {quote(system)}" if system else ""
     more = f", revision={json.dumps(job.base.revision)}" if job.base.revision else ""
     code = (f"from peft import PeftModel; from transformers import AutoModelForCausalLM; "
             f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({json.dumps(job.base.name)}{more}), "
             f"{json.dumps(str(out.absolute()))})")
-    return [f"lawf answer{model} --adapter {quote(str(out))} {asked}", f"python -c {quote(code)}"]
+    return [f"lawf answer{model} --adapter {quote(str(out))} {quote(question)}", f"python -c {quote(code)}"]
 
 
 def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
@@ -167,7 +179,7 @@ def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
     merged.write_merged(job.engine, job.adapter, job.source, staging, job.base, dtype, load)
     release(job.engine)
     _check(have, verify_merged(job.live, staging, dtype, conversations, expected, arguments))
-    return merged.commands(job.order.out, _prompts(job))
+    return merged.commands(job.order.out, _messages(job))
 
 
 def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: ollama.Pieces | None) -> list[str]:
@@ -200,12 +212,13 @@ def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: 
 
 
 def _gguf_commands(job: _Work, single: bool, for_ollama: bool) -> list[str]:
-    out, asked = job.order.out, quote(_prompts(job)[0])
+    out, (system, question) = job.order.out, asked(_messages(job))
     if for_ollama:
         name = vllm.served_name(out).lower()
-        return [f"cd {quote(str(out.absolute()))} && ollama create {quote(name)} -f Modelfile", f"ollama run {quote(name)} {asked}"]
+        return [f"cd {quote(str(out.absolute()))} && ollama create {quote(name)} -f Modelfile", f"ollama run {quote(name)} {quote(question)}"]
     files = f"-m BASE.gguf --lora {quote(str(out))}" if single else f"-m {quote(str(out / BASE_FILE))} --lora {quote(str(out / LORA_FILE))}"
-    return [f"llama-cli {files} --jinja --single-turn --temp 0 -p {asked}", f"llama-server {files} --jinja"]
+    more = f" -sys {quote(system)}" if system else ""
+    return [f"llama-cli {files} --jinja --single-turn --temp 0{more} -p {quote(question)}", f"llama-server {files} --jinja"]
 
 
 def _notes(base: Base) -> list[str]:

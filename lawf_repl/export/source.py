@@ -37,6 +37,7 @@ class Source:
     known: tuple[Known, ...] = ()
     recipe: dict[str, Any] | None = None
     scorecard: Scorecard | None = None
+    sha256: str | None = None     # of adapter_model.safetensors, where lawf.json has it
     session: str | None = None    # id of the session that it comes from
     dropped: str | None = None    # what a cut last line of the session was
 
@@ -100,10 +101,10 @@ def _read_about(folder: Path) -> Source:
                   _messages(row["messages"]), tuple(row["base_ids"]) if row.get("base_ids") else None)
             for row in about["cases"])
         card = store.from_json(Scorecard, about["scorecard"]) if about.get("scorecard") else None
-        base = dict(about["base"])
+        base, sha256 = dict(about["base"]), str(about["adapter"]["sha256"])
     except (KeyError, TypeError, ValueError, SessionError) as error:
         raise ExportError(f"{path} is damaged: {error}; remove it to use the folder as a plain adapter") from None
-    return Source(folder, folder, base, known, about.get("recipe"), card, about.get("session"))
+    return Source(folder, folder, base, known, about.get("recipe"), card, sha256, about.get("session"))
 
 
 def _object(path: Path) -> dict[str, Any]:

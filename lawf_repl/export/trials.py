@@ -33,27 +33,29 @@ class Trial:
     accepted_ids: tuple[int, ...]
     base_ids: tuple[int, ...]
     given: bool                    # the answer was accepted by a user, and is not only what the live adapter gives
+    live_ids: tuple[int, ...]      # what the live adapter gives
+    messages: tuple[Message, ...] = ()
 
 
 def make_trials(engine: Engine, adapter: Adapter, source: Source) -> list[Trial]:
     """A trial for each accepted answer (MOST of them, spread evenly); without any, for a few general prompts.
 
-    The base's answers are generated here. Afterwards the adapter is on.
+    A weak preference need not win: there the live adapter's own answer is what has to come out. The answers of base and live
+    adapter are generated here. Afterwards the adapter is on.
     """
     step = -(-len(source.known) // MOST) or 1
-    known = source.known[::step]
-    cases = [(k.case.prompt, k.case.prompt_ids, k.case.completion_ids, True) for k in known]
-    if not cases:
-        asked = general_prompts(engine)
-        adapter.switch(True)
-        answers = _answers(engine, [ids for _, ids in asked], ANSWER)
-        cases = [(text, ids, tuple(answer), False) for (text, ids), answer in zip(asked, answers, strict=True) if answer]
-    with adapter.off():
-        longest = max((len(ids) for _, _, ids, _ in cases), default=1)
-        base = _answers(engine, [ids for _, ids, _, _ in cases], max(ANSWER, longest))
+    asked: list[tuple[str, tuple[int, ...], tuple[int, ...] | None, tuple[Message, ...]]] = [
+        (k.case.prompt, k.case.prompt_ids, k.case.completion_ids if all(anchor.confidence == 1 for anchor in k.case.anchors) else None, k.messages)
+        for k in source.known[::step]] or [(text, ids, None, ()) for text, ids in general_prompts(engine)]
+    prompts = [ids for _, ids, _, _ in asked]
+    limits = [len(ids) if ids and ids[-1] not in engine.end_ids else room(len(ids or ())) for _, _, ids, _ in asked]
     adapter.switch(True)
-    return [Trial(text, ids, wanted, tuple(answer[:room(len(wanted))]), given)
-            for (text, ids, wanted, given), answer in zip(cases, base, strict=True)]
+    live = _answers(engine, prompts, max(limits))
+    with adapter.off():
+        base = _answers(engine, prompts, max(limits))
+    adapter.switch(True)
+    return [Trial(text, ids, wanted or tuple(now[:limit]), tuple(before[:limit]), wanted is not None, tuple(now[:limit]), messages)
+            for (text, ids, wanted, messages), limit, now, before in zip(asked, limits, live, base, strict=True) if now and before]
 
 
 def room(length: int) -> int:

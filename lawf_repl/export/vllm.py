@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from lawf_repl.errors import ExportError
 from lawf_repl.export.card import Base
+from lawf_repl.export.shell import ANY, asked, quote
 from lawf_repl.records import Message
 
 # What --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py); without 1, which older versions refuse.
@@ -38,7 +38,7 @@ def commands(out: Path, base: Base, config: dict[str, Any], messages: list[Messa
     """The command that serves it, and a request to try it with."""
     name = served_name(out)
     revision = f" --revision {quote(base.revision)}" if base.revision else ""
-    body = {"model": name, "messages": messages or [{"role": "user", "content": "YOUR PROMPT"}], "temperature": 0}
+    body = {"model": name, "messages": messages if asked(messages)[1] != ANY else [{"role": "user", "content": ANY}], "temperature": 0}
     return [f"vllm serve {quote(base.name)}{revision} --enable-lora --max-lora-rank {max_rank(int(config['r']))} "
             f"--lora-modules {quote(f'{name}={out.absolute()}')}",
             "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d " + quote(json.dumps(body))]

@@ -13,7 +13,7 @@ from lawf_repl.conversations import read_prompts
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import PromptError
-from lawf_repl.export.identity import Finding, effect, match_base
+from lawf_repl.export.identity import Finding, effect, match_base, match_file
 from lawf_repl.export.source import Known, Source, check_adapter, read_source
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair
@@ -53,6 +53,8 @@ def run_check(options: argparse.Namespace, settings: Settings) -> int:
     given = read_prompts(options.prompts, settings.system) if options.prompts else None
     engine = load_base(chosen, source)
     checked = Checked(engine.name, folder, [match_base(source, engine, folder), effect(folder)])
+    if source.sha256 is not None:
+        checked.findings.append(match_file(source))
     if checked.findings[0].ok:
         measure_all(checked, engine, Adapter.load(engine.model, folder), source, given, chosen)
     if settings.json:
@@ -67,10 +69,17 @@ def measure_all(checked: Checked, engine: Engine, adapter: Adapter, source: Sour
     """Fill in accepted answers and the scorecard, on the prompts given or on those that drift is measured on otherwise."""
     adapter.switch(True)
     checked.accepted = [accepted(engine, known, settings) for known in source.known]
+    weak = {known.case.prompt for known in source.known if any(anchor.confidence < 1 for anchor in known.case.anchors)}
     wrong = [check for check in checked.accepted if not check.ok]
     if checked.accepted:
-        checked.findings.append(Finding("accepted answers", not wrong,
-                                        f"{len(checked.accepted) - len(wrong)} of {len(checked.accepted)} come out of free generation"))
+        line = f"{len(checked.accepted) - len(wrong)} of {len(checked.accepted)} come out of free generation"
+        line += f" ({len(weak)} of them are weak preferences, which need not)" if weak else ""
+        checked.findings.append(Finding("accepted answers", all(check.prompt in weak for check in wrong), line))
+    recorded = [known for known in source.known if known.base_ids]
+    if recorded and source.base.get("dtype") == engine.dtype:
+        with adapter.off():
+            same = sum(base_as_recorded(engine, known) for known in recorded)
+        checked.findings.append(Finding("base answers", same == len(recorded), f"{same} of {len(recorded)} are the recorded ones, token for token"))
     with adapter.off():
         pairs = asked_of_base(engine, given, settings)
     reliability = (len(checked.accepted) - len(wrong)) / len(checked.accepted) if checked.accepted else None
@@ -108,6 +117,12 @@ def accepted(engine: Engine, known: Known, settings: Settings) -> Check:
     wanted = answer_text(engine, case.prompt_ids, case.completion_ids)
     got = answer_text(engine, case.prompt_ids, decoder.last.ids)
     return Check(case.prompt, wanted, got if (decoder.last.finish == "eos") == ended or got != wanted else got + " (and on)")
+
+
+def base_as_recorded(engine: Engine, known: Known) -> bool:
+    """Whether the base still answers a corrected prompt as it did when it was corrected; the adapter must be off."""
+    assert known.base_ids is not None
+    return tuple(base_answers(engine, [known.case.prompt_ids], len(known.base_ids))[0]) == known.base_ids
 
 
 def prompt_ids(engine: Engine, messages: Sequence[Message]) -> tuple[int, ...]:

@@ -37,9 +37,13 @@ def push(out: Path, repo: str, public: bool) -> str:
     """Create the repository where it does not exist, upload the folder in one commit; returns its address. Raises ExportError."""
     api: Any = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))  # None is the hub itself
     try:
-        created = api.create_repo(repo, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(out), commit_message="Adapter exported by lawf")
+        created = api.create_repo(repo, private=not public, exist_ok=True)  # one that exists stays as public as it is
+        seen_by_all = not public and api.model_info(repo).private is not True
+        if not seen_by_all:
+            api.upload_folder(repo_id=repo, folder_path=str(out), commit_message="Adapter exported by lawf")
     except Exception as error:  # the client raises errors of several libraries
         raise ExportError(f"{out} is written and verified, but could not be uploaded to {repo}: {first_line(error)}; "
                           "check the name, the network and hf auth whoami") from error
+    if seen_by_all:
+        raise ExportError(f"{out} is written and verified, but not uploaded: {repo} is not private, and {TOLD}; pass --public if that is meant")
     return str(created)

@@ -85,6 +85,8 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
     check_place(order.out, order.force)
     if order.format == "merged":
         merged.refuse_quantized(engine)
+    if order.format in ("gguf", "ollama"):
+        gguf_writer()
     pieces = ollama.find_pieces(engine) if order.format == "ollama" else None
     base = base_of(engine, order.base_id, settings.revision)
     dead = [name.replace(".default.", ".") for name, weight in adapter.snapshot().items() if not bool(weight.any())]
@@ -182,12 +184,17 @@ def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
     return merged.commands(job.order.out, _messages(job))
 
 
-def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: ollama.Pieces | None) -> list[str]:
-    """LoRA and base as GGUF; only the LoRA where OUT is a file NAME.gguf: the base is then written for the check alone."""
+def gguf_writer() -> Any:
+    """The module that writes and checks GGUF; late, because its library is an extra. Raises ExportError without it."""
     try:
-        writer: Any = importlib.import_module("lawf_repl.export.gguf")
+        return importlib.import_module("lawf_repl.export.gguf")
     except ModuleNotFoundError as error:
         raise ExportError(f"writing GGUF needs {error.name}: pip install 'lawf-repl[gguf]'") from error
+
+
+def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: ollama.Pieces | None) -> list[str]:
+    """LoRA and base as GGUF; only the LoRA where OUT is a file NAME.gguf: the base is then written for the check alone."""
+    writer = gguf_writer()
     engine, out = job.engine, job.order.out
     single = out.suffix == ".gguf" and pieces is None
     job.adapter.remove()

@@ -135,8 +135,7 @@ def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[s
     with tempfile.TemporaryDirectory(prefix="lawf-verify-") as work:
         path = Path(work) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-c", PROGRAM, str(Path(__file__).parents[2]), str(path)], capture_output=True, text=True,
-                              encoding="utf-8", errors="replace", check=False, env=os.environ | ({"HF_HUB_OFFLINE": "1"} if settings.offline else {}))
+        done = start(path, {"HF_HUB_OFFLINE": "1"} if settings.offline else {})
     if done.returncode == 0:
         try:
             return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -148,6 +147,12 @@ def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[s
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         said = lines[-1][:300] if lines else f"exit code {done.returncode}"
     return Finding("fresh process", False, f"the export could not be loaded there: {said}")
+
+
+def start(job: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The fresh process, to its end."""
+    return subprocess.run([sys.executable, "-c", PROGRAM, str(Path(__file__).parents[2]), str(job)], capture_output=True, text=True,
+                          encoding="utf-8", errors="replace", check=False, env=os.environ | more)
 
 
 def release(engine: Engine) -> None:

@@ -53,8 +53,9 @@ def run_train(options: argparse.Namespace, settings: Settings) -> int:
     check_place(order.out, order.force)
     sources = [read_session(path) for path in dict.fromkeys(options.sessions)]
     same_base(sources)
-    known = all_cases(sources)
+    known = [(source, one) for source in sources for one in source.known]
     refuse_conflicts(known)
+    known = once(known)
     chosen = base_settings(options, settings, sources[0])
     engine = load_base(replace(chosen, adapter=None), sources[0])
     refuse_other(sources[0], engine)
@@ -105,12 +106,11 @@ def refuse_other(source: Source, engine: Engine) -> None:
         raise TrainingError(f"{engine.name} is not the base of {source.path}: another {' and '.join(differ)}; name the right one with --model")
 
 
-def all_cases(sources: Sequence[Source]) -> list[tuple[Source, Known]]:
-    """Every accepted answer once, with the session that it is from."""
+def once(known: Sequence[tuple[Source, Known]]) -> list[tuple[Source, Known]]:
+    """Every accepted answer once, with the first session that it is from."""
     out: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Source, Known]] = {}
-    for source in sources:
-        for known in source.known:
-            out.setdefault((known.case.prompt_ids, known.case.completion_ids), (source, known))
+    for source, one in known:
+        out.setdefault((one.case.prompt_ids, one.case.completion_ids), (source, one))
     return list(out.values())
 
 
@@ -118,9 +118,10 @@ def refuse_conflicts(known: Sequence[tuple[Source, Known]]) -> None:
     """Raise TrainingError with every two answers that ask for different tokens in the same place, by session."""
     found = []
     for (one, first), (other, second) in combinations(known, 2):
-        for chosen, against, prompt in conflicts([first.case, second.case]):
-            found.append(f"{one.path} asks for {chosen!r} and {other.path} for {against!r} in the answer to {prompt!r}")
-        if first.case.prompt_ids == second.case.prompt_ids and not any(True for _ in conflicts([first.case, second.case])):
+        against = list(conflicts([first.case, second.case]))
+        found += [f"{one.path} asks for {chosen!r} and {other.path} for {instead!r} in the answer to {prompt!r}" for chosen, instead, prompt in against]
+        same = first.case.prompt_ids == second.case.prompt_ids
+        if same and not against and first.case.completion_ids != second.case.completion_ids:  # tokens that sampling chose are no anchors
             found.append(f"{one.path} and {other.path} accept different answers to {first.case.prompt!r}")
     if found:
         raise TrainingError(f"{len(found)} contradiction{'s' if len(found) > 1 else ''}: {'; '.join(found)}; leave one of the sessions out")

@@ -221,7 +221,7 @@ def test_a_fix_that_rounding_undoes_is_named_and_float32_is_offered(fixed_sessio
     code, said, _ = lawf(capsys, "export", weak, tmp_path / "out", "--format", "merged")
     assert code == 1 and "rounding to bfloat16 undoes the fix: export with --dtype float32" in said and names(tmp_path) == ["weak"]
     code, said, _ = lawf(capsys, "export", weak, tmp_path / "out", "--format", "merged", "--dtype", "float32")
-    assert code == 0 and "none was accepted" in said
+    assert code == 0 and "no hard correction is known" in said
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
 
 

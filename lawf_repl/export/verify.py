@@ -123,7 +123,10 @@ def _merged(live: Live, computed: str, stored: str, seen: dict[str, Any], versio
 
 
 def _kind(live: Live) -> str:
-    return "accepted answers" if all(trial.given for trial in live.trials) else "answers of the live adapter (none was accepted)"
+    given = sum(trial.given for trial in live.trials)
+    if given == len(live.trials):
+        return "accepted answers"
+    return f"answers ({given} accepted, the others the live adapter's)" if given else "answers of the live adapter (no hard correction is known)"
 
 
 def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[str, Any] | Finding:

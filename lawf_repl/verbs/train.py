@@ -119,7 +119,8 @@ def refuse_conflicts(known: Sequence[tuple[Source, Known]]) -> None:
     found = []
     for (one, first), (other, second) in combinations(known, 2):
         against = list(conflicts([first.case, second.case]))
-        found += [f"{one.path} asks for {chosen!r} and {other.path} for {instead!r} in the answer to {prompt!r}" for chosen, instead, prompt in against]
+        found += [f"{one.path} asks for {chosen!r} and {other.path} for {instead!r} in the answer to {prompt!r}"
+                  for chosen, instead, prompt in against]
         same = first.case.prompt_ids == second.case.prompt_ids
         if same and not against and first.case.completion_ids != second.case.completion_ids:  # tokens that sampling chose are no anchors
             found.append(f"{one.path} and {other.path} accept different answers to {first.case.prompt!r}")

@@ -101,6 +101,10 @@ def test_another_base_is_named_by_hash_where_there_is_one_and_by_shapes_otherwis
     shutil.copytree(adapter_path(fixed_session), plain)
     code, found = check(capsys, plain, "--model", sister, "--prompts", prompts)
     assert failed(found) == {} and "no hash is recorded" in str(found["checks"])  # shapes cannot tell: it is said
+    config = json.loads((sister / "config.json").read_text())
+    (sister / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"}}))
+    code, found = check(capsys, fixed_session, "--model", sister)
+    assert code == 1 and "another config than lawf-demo" in failed(found)["base"]
     make_byte_tokenizer().save_pretrained(str(tmp_path / "tiny"))
     make_tiny_model().save_pretrained(str(tmp_path / "tiny"))
     code, found = check(capsys, plain, "--model", tmp_path / "tiny")

@@ -308,8 +308,9 @@ def test_a_chat_template_of_ollama_renders_what_the_models_own_does(template: st
             assert go(written, messages) == tiny_engine.tokenizer.hub.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def test_a_chat_template_that_ollama_cannot_render_is_refused(tiny_engine: Engine) -> None:
-    tiny_engine.tokenizer.hub.chat_template = FOLDED
+@pytest.mark.parametrize("template", [FOLDED, "{% for m in messages %}[{{ loop.index }} {{ m.role }}] {{ m.content }}{% endfor %}[answer]"])
+def test_a_chat_template_that_ollama_cannot_render_is_refused(template: str, tiny_engine: Engine) -> None:
+    tiny_engine.tokenizer.hub.chat_template = template
     with pytest.raises(ExportError, match="chat template of tiny cannot be written as Ollama's"):
         ollama.find_pieces(tiny_engine)
 

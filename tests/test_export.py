@@ -60,7 +60,12 @@ def names(folder: Path) -> list[str]:
 # peft
 
 def test_a_peft_export_is_judged_in_a_fresh_process_and_is_all_that_plain_peft_needs(
-        fixed_session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        fixed_session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path.parent / f"{tmp_path.name}-here"
+    here.mkdir()
+    (here / "peft.py").write_text("raise SystemExit('a file of the user is not the library')")
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     out = tmp_path / "out"
     code, said, _ = lawf(capsys, "export", fixed_session, out, "--format", "peft")
     assert code == 0 and f"PASS  {out}" in said and "FAIL" not in said and "1 of 1 accepted answers, 1 of 1 base answers" in said
@@ -139,6 +144,17 @@ def test_an_export_that_is_not_what_was_trained_fails_and_is_not_there(
     code, out, _ = lawf(capsys, "export", fixed_session, tmp_path / "out", "--format", "peft")
     assert code == 1 and f"FAIL  nothing was written to {tmp_path / 'out'}" in out and said in out and "PASS" not in out
     assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("same_process")
+def test_in_half_precision_a_good_export_passes_and_half_an_adapter_does_not(fixed_session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str | Path] = ["export", fixed_session, tmp_path / "out", "--dtype", "bfloat16", "--format"]
+    assert lawf(capsys, *order, "peft")[0] == 0
+    monkeypatch.setattr(run, "write_peft", spoiled(drop_one, None))
+    assert lawf(capsys, *order, "vllm", "--force")[0] == 1
+    monkeypatch.setattr(run, "write_peft", spoiled(lambda tensors: None, {"lora_alpha": 6}))
+    assert lawf(capsys, *order, "vllm", "--force")[0] == 1
 
 
 @pytest.mark.usefixtures("same_process")

@@ -143,11 +143,11 @@ def logits_at(model: Any, ids: Sequence[int], where: Sequence[int]) -> Any:
 
 
 def tensors_differ(file: dict[str, Any], loaded: dict[str, Any]) -> Report:
-    """Names of tensors that were not loaded, that came from nowhere, or that hold other numbers than the file."""
+    """Names of tensors that were not loaded, that came from nowhere, or that hold other numbers than the file, in the number type loaded."""
     import torch
 
     same = {name for name in file.keys() & loaded.keys() if file[name].shape == loaded[name].shape
-            and bool(torch.equal(file[name].float(), loaded[name].detach().float().cpu()))}
+            and bool(torch.equal(file[name].to(loaded[name].dtype), loaded[name].detach().cpu()))}
     return {"missing": sorted(file.keys() - loaded.keys()), "odd": sorted(loaded.keys() - file.keys()),
             "changed": sorted((file.keys() & loaded.keys()) - same)}
 

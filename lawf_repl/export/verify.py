@@ -22,7 +22,8 @@ from lawf_repl.export.identity import PREFIX, Finding
 from lawf_repl.export.trials import Trial
 
 CLOSE = 1e-3      # logits of the same model by the same library, float32
-CLOSE_HALF = 0.1  # the same in half precision, where one matrix product sums in another order
+CLOSE_HALF = 0.1  # the same in half precision, or
+SHARE_HALF = 0.1  # that much of what the adapter moves: transformers rounds a LoRA to the number type of its base, peft does not
 SHARE = 0.5       # of what the adapter moves: rounding that is larger has eaten it
 # Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it.
 PROGRAM = ("import sys; sys.path.insert(0, sys.argv[1]); import lawf_repl; sys.path.pop(0); "
@@ -71,12 +72,13 @@ def verify_adapter(live: Live, folder: Path, dead: Sequence[str] = ()) -> list[F
 def _serves(live: Live, name: str, how: str, with_it: dict[str, Any], base: dict[str, Any]) -> Finding:
     """Whether one library gives the accepted answers with the adapter and the base's without it."""
     close = CLOSE if live.dtype == "float32" else CLOSE_HALF
+    near = close if live.dtype == "float32" else max(close, SHARE_HALF * with_it["move"])
     right = sum(live.same_text(answer, trial.accepted_ids) for trial, answer in zip(live.trials, with_it["answers"], strict=True))
     before = sum(live.same_text(answer[:len(trial.base_ids)], trial.base_ids) for trial, answer in zip(live.trials, base["answers"], strict=True))
     off = max(with_it["off"]["distance"], base["distance"])
     n, wrong = len(live.trials), with_it["wrong"] or with_it["off"]["wrong"] or base["wrong"]
     effect = with_it["move"] > 0
-    ok = right == n and before == n and with_it["distance"] <= close and off <= close and not wrong and effect
+    ok = right == n and before == n and with_it["distance"] <= near and off <= close and not wrong and effect
     line = (f"{how}: {right} of {n} {_kind(live)}, {before} of {n} base answers without it, "
             f"logits within {with_it['distance']:.1e} (without it {off:.1e})")
     if wrong:
@@ -153,8 +155,8 @@ def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[s
 
 
 def start(job: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The fresh process, to its end."""
-    return subprocess.run([sys.executable, "-c", PROGRAM, str(Path(__file__).parents[2]), str(job)], capture_output=True, text=True,
+    """The fresh process, to its end. With -P, files of the user's folder do not stand for modules: one may be called peft.py."""
+    return subprocess.run([sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parents[2]), str(job)], capture_output=True, text=True,
                           encoding="utf-8", errors="replace", check=False, env=os.environ | more)
 
 

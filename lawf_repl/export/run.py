@@ -30,7 +30,7 @@ from lawf_repl.records import Message
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
 BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
-NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files", "ollama": "Ollama itself was not run here: it serves them with llama.cpp"}
+NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files", "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: the Modelfile says which do, and what to do there"}
 
 
 @dataclass(frozen=True)

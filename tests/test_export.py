@@ -343,9 +343,11 @@ def test_the_verdict_of_llama_cpp_is_the_exports(ok: bool, detail: str, code: in
         assert not any("lora_" in name for name, _ in model.named_parameters()) and (folder / "adapter_model.safetensors").is_file()
         out.write_bytes(b"GGUF lora")
 
-    def verify_gguf(base: Path, lora: Path, prompt: list[int], accepted: list[int], before: list[int]) -> SimpleNamespace:
+    def verify_gguf(base: Path, lora: Path, prompt: list[int], accepted: list[int], before: list[int], *,
+                    with_logits: torch.Tensor, without_logits: torch.Tensor, tolerance: float) -> SimpleNamespace:
         seen.append((base.read_bytes(), lora.read_bytes(), len(prompt), accepted[-1], before[-1]))
-        return SimpleNamespace(ok=ok, detail=detail)
+        assert with_logits.argmax(-1).tolist() == accepted and without_logits.shape == with_logits.shape and tolerance == 1e-3
+        return SimpleNamespace(passed=ok, reason=detail, verified=not detail.startswith("not verified"))
 
     module = SimpleNamespace(write_lora=write_lora, write_base=lambda model, tokenizer, out: out.write_bytes(b"GGUF base"), verify_gguf=verify_gguf)
     monkeypatch.setattr(run, "gguf_writer", lambda: module)

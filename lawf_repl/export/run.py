@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import safe_open
+
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import DEMO_MODEL, DEMO_NAME, Engine
 from lawf_repl.errors import ExportError
@@ -22,15 +24,16 @@ from lawf_repl.export.peft import base_of, write_peft
 from lawf_repl.export.place import check_place, placed
 from lawf_repl.export.shell import asked, quote
 from lawf_repl.export.source import Source
-from lawf_repl.export.trials import make_trials, write_reference
-from lawf_repl.export.verify import Live, all_hold, release, verify_adapter, verify_merged
+from lawf_repl.export.trials import FEW, MOST, ROWS, make_trials, write_reference
+from lawf_repl.export.verify import CLOSE, CLOSE_HALF, SHARE_HALF, Live, all_hold, release, verify_adapter, verify_merged
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.records import Message
 
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
 BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
-NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files", "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: the Modelfile says which do, and what to do there"}
+NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files",
+           "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: see the Modelfile"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
     dead = [name.replace(".default.", ".") for name, weight in adapter.snapshot().items() if not bool(weight.any())]
     with tempfile.TemporaryDirectory(prefix="lawf-export-") as name:
         work = Path(name)
-        live = _live(engine, adapter, source, settings, work)
+        live = _live(engine, adapter, source, settings, work, whole=order.format in ("gguf", "ollama"))
         if not live.trials:
             raise ExportError(f"{engine.name} gives no answer to compare with: export a session, whose accepted answers are compared")
         config = write_peft(engine, adapter, source, work / "peft", base)
@@ -116,9 +119,10 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
     return Exported(order.out, order.format, tuple(have), True, tuple(commands), tuple(files), tuple([*notes, *_notes(base)]))
 
 
-def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, work: Path) -> Live:
-    trials = make_trials(engine, adapter, source)
-    file = write_reference(engine, adapter, trials, work)
+def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, work: Path, whole: bool) -> Live:
+    """With `whole`, the logits of every answer from first to last, of fewer prompts: the check of GGUF compares all of them."""
+    trials = make_trials(engine, adapter, source, FEW if whole else MOST)
+    file = write_reference(engine, adapter, trials, work, sum(len(trial.accepted_ids) for trial in trials) * len(trials) if whole else ROWS)
     place = str(DEMO_MODEL) if engine.name == DEMO_NAME else str(Path(engine.name).expanduser()) if Path(engine.name).expanduser().is_dir() \
         else engine.name
     commit = getattr(engine.model.config, "_commit_hash", None) or settings.revision
@@ -210,12 +214,23 @@ def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: 
     if pieces is not None:
         (staging / "Modelfile").write_text(ollama.modelfile(engine, pieces, BASE_FILE, LORA_FILE), encoding="utf-8")
     release(engine)
-    checks = [writer.verify_gguf(base, lora, list(trial.prompt_ids), list(trial.accepted_ids), list(trial.base_ids)) for trial in job.live.trials]
-    findings = [Finding("llama.cpp", bool(check.ok), str(check.detail)) for check in checks]
-    if any(not check.ok and not check.detail.startswith("not verified") for check in checks):
+    checks = [_in_llama(writer, job.live, number, base, lora) for number in range(len(job.live.trials))]
+    findings = [Finding("llama.cpp", bool(check.passed), str(check.reason)) for check in checks]
+    if any(check.verified and not check.passed for check in checks):
         _check(have, findings)
     have += [finding for number, finding in enumerate(findings) if finding not in findings[:number]]  # unverified is not wrong: it is kept, and said
     return _gguf_commands(job, single, pieces is not None)
+
+
+def _in_llama(writer: Any, live: Live, number: int, base: Path, lora: Path) -> Any:
+    """One prompt in llama.cpp, its logits next to those of the live model: a GgufCheck of passed, reason, verified."""
+    with safe_open(live.file.with_name("logits.safetensors"), framework="pt") as reference:
+        with_it, without = (reference.get_tensor(f"{which}.{number}") for which in ("with", "without"))
+    trial = live.trials[number]
+    # llama.cpp computes in float32: next to a live model that does not, logits are as far apart as its rounding takes them
+    near = CLOSE if live.dtype == "float32" else max(CLOSE_HALF, SHARE_HALF * float((with_it - without).abs().max()))
+    return writer.verify_gguf(base, lora, list(trial.prompt_ids), list(trial.accepted_ids), list(trial.base_ids),
+                              with_logits=with_it, without_logits=without, tolerance=near)
 
 
 def _gguf_commands(job: _Work, single: bool, for_ollama: bool) -> list[str]:

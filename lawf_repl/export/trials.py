@@ -20,6 +20,7 @@ from lawf_repl.records import Message
 
 ROWS = 256        # rows of logits that are compared, of all prompts together: with 150,000 tokens to choose from that is 150 MB
 MOST = 16         # prompts of them
+FEW = 4           # prompts where every row of their answers is compared
 ANSWER = 64       # tokens of an answer where no accepted one is known
 GENERAL = ("What is the capital of France?", "Write one sentence about the sea.", "List three colours.", "What is 12 plus 30?")
 
@@ -37,13 +38,13 @@ class Trial:
     messages: tuple[Message, ...] = ()
 
 
-def make_trials(engine: Engine, adapter: Adapter, source: Source) -> list[Trial]:
-    """A trial for each accepted answer (MOST of them, spread evenly); without any, for a few general prompts.
+def make_trials(engine: Engine, adapter: Adapter, source: Source, most: int = MOST) -> list[Trial]:
+    """A trial for each accepted answer (`most` of them, spread evenly); without any, for a few general prompts.
 
     A weak preference need not win: there the live adapter's own answer is what has to come out. The answers of base and live
     adapter are generated here. Afterwards the adapter is on.
     """
-    step = -(-len(source.known) // MOST) or 1
+    step = -(-len(source.known) // most) or 1
     asked: list[tuple[str, tuple[int, ...], tuple[int, ...] | None, tuple[Message, ...]]] = [
         (k.case.prompt, k.case.prompt_ids, k.case.completion_ids if all(anchor.confidence == 1 for anchor in k.case.anchors) else None, k.messages)
         for k in source.known[::step]] or [(text, ids, None, ()) for text, ids in general_prompts(engine)]
@@ -79,15 +80,15 @@ def _answers(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> l
 
 
 @torch.no_grad()
-def write_reference(engine: Engine, adapter: Adapter, trials: Sequence[Trial], folder: Path) -> Path:
+def write_reference(engine: Engine, adapter: Adapter, trials: Sequence[Trial], folder: Path, most: int = ROWS) -> Path:
     """trials.json and logits.safetensors (with.N and without.N, each (R, V) float32) in `folder`; returns the first's path.
 
-    Row r of trial N predicts token positions[r] of its accepted answer.
+    At most `most` rows in all, or two a trial. Row r of trial N is behind the token at where[r] of its prompt and accepted answer.
     """
     tensors: dict[str, torch.Tensor] = {}
     rows = []
     for number, trial in enumerate(trials):
-        some = spread(len(trial.accepted_ids), max(2, ROWS // max(len(trials), 1)))
+        some = spread(len(trial.accepted_ids), max(2, most // max(len(trials), 1)))
         where = [len(trial.prompt_ids) + position - 1 for position in some]
         ids = [*trial.prompt_ids, *trial.accepted_ids]
         adapter.switch(True)

@@ -355,6 +355,7 @@ def test_the_verdict_of_llama_cpp_is_the_exports(ok: bool, detail: str, code: in
     assert found == code and detail in said and (f"PASS  {tmp_path}" in said) is (code == 0) and ("NOT VERIFIED" in said) is (written and code == 1)
     assert seen == [(b"GGUF base", b"GGUF lora", 18, 2, 2)] and names(tmp_path) == (["out"] if written else [])
     if written:
+        assert "library_name: gguf" in (tmp_path / "out" / "README.md").read_text()
         lines = (tmp_path / "out" / "Modelfile").read_text()
         assert "FROM ./base.gguf\nADAPTER ./lora.gguf\nTEMPLATE \"\"\"" in lines and 'PARAMETER stop "<|im_end|>"' in lines
     found, said, _ = lawf(capsys, "export", fixed_session, tmp_path / "one.gguf", "--format", "gguf")

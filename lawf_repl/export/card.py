@@ -23,23 +23,27 @@ class Base:
     folder: Path | None      # where it is only a folder: nobody else can load it by its name
 
 
-def model_card(source: Source, base: Base, config: dict[str, Any] | None, versions: dict[str, str]) -> str:
-    """README.md as text: of an adapter with this adapter_config, or of a merged model where `config` is None."""
+LIBRARY = {"peft": ("peft", ("lora", "peft", "transformers", "lawf")), "merged": ("transformers", ("transformers", "lawf")),
+           "gguf": ("gguf", ("lora", "gguf", "llama.cpp", "lawf"))}
+
+
+def model_card(source: Source, base: Base, config: dict[str, Any] | None, versions: dict[str, str], kind: str = "peft") -> str:
+    """README.md as text: of an adapter with this adapter_config, or of a merged model where `config` is None; `kind` is one of LIBRARY."""
     count = len(source.known)
     what = f"{_plain(base.label)} with a LoRA merged in" if config is None else f"A LoRA for {_plain(base.label)}"
-    parts = [front_matter(base, config is None), f"# {what} that corrects {count or 'some'} answer{'' if count == 1 else 's'}\n",
+    parts = [front_matter(base, kind), f"# {what} that corrects {count or 'some'} answer{'' if count == 1 else 's'}\n",
              "Made with lawf (Learning Anchors without Forgetting): a few tokens were corrected, everything else is held to what the base says.\n"]
     for number, known in enumerate(source.known, 1):
         parts.append(_case(number, known))
-    parts += [_scorecard(source.scorecard, count), _loading(base) if config else _loading_merged(), _making(source, base, config, versions)]
+    parts += [_scorecard(source.scorecard, count), LOADING[kind](base), _making(source, base, config, versions)]
     return "\n".join(parts)
 
 
-def front_matter(base: Base, whole: bool = False) -> str:
-    """The YAML block that hubs read; `whole` is a merged model."""
-    tags = ["- transformers", "- lawf"] if whole else ["- lora", "- peft", "- transformers", "- lawf"]
-    return "\n".join(["---", f"base_model: {json.dumps(base.label)}", f"library_name: {'transformers' if whole else 'peft'}",
-                      "pipeline_tag: text-generation", "tags:", *tags, "---\n"])
+def front_matter(base: Base, kind: str) -> str:
+    """The YAML block that hubs read."""
+    library, tags = LIBRARY[kind]
+    return "\n".join(["---", f"base_model: {json.dumps(base.label)}", f"library_name: {library}", "pipeline_tag: text-generation", "tags:",
+                      *(f"- {tag}" for tag in tags), "---\n"])
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -84,11 +88,20 @@ def _loading(base: Base) -> str:
     return f"## How to load it\n\n{fenced(code, 'python')}{where}\nAnswers were accepted in greedy generation; sampling may give others.\n"
 
 
-def _loading_merged() -> str:
+def _loading_merged(base: Base) -> str:
     code = ("from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\")\n"
             "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n")
     return f"## How to load it\n\n{fenced(code, 'python')}\nAnswers were accepted in greedy generation; sampling may give others.\n"
+
+
+def _loading_gguf(base: Base) -> str:
+    command = "llama-cli -m BASE.gguf --lora lora.gguf --jinja --single-turn --temp 0 -p 'YOUR PROMPT'\n"
+    return (f"## How to load it\n\n{fenced(command, 'sh')}\nBASE.gguf is {_plain(base.label)} in float32, which the adapter was verified on; a quantized "
+            "base moves every answer a little. Answers were accepted in greedy generation; sampling may give others.\n")
+
+
+LOADING = {"peft": _loading, "merged": _loading_merged, "gguf": _loading_gguf}
 
 
 def _making(source: Source, base: Base, config: dict[str, Any] | None, versions: dict[str, str]) -> str:

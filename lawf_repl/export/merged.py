@@ -80,7 +80,7 @@ def write_merged(engine: Engine, adapter: Adapter, source: Source, folder: Path,
         AutoTokenizer.from_pretrained(**load).save_pretrained(str(folder))
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
         raise ExportError(f"transformers does not save this model: {first_line(error)}") from error
-    (folder / "README.md").write_text(model_card(source, base, None, {}), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(source, base, None, {}, "merged"), encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)
 

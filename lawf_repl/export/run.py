@@ -16,7 +16,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.base import DEMO_MODEL, DEMO_NAME, Engine
 from lawf_repl.errors import ExportError
 from lawf_repl.export import merged, ollama, vllm
-from lawf_repl.export.card import Base
+from lawf_repl.export.card import Base, model_card
 from lawf_repl.export.fresh import render
 from lawf_repl.export.hub import listing
 from lawf_repl.export.identity import Finding, effect, match_base, match_file
@@ -209,8 +209,10 @@ def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: 
     writer.write_lora(engine.model, folder, lora)
     writer.write_base(engine.model, engine.tokenizer.hub, base)
     if not single:
-        for name in ("README.md", "lawf.json"):
-            (staging / name).write_bytes((folder / name).read_bytes())
+        about = (folder / "lawf.json").read_text(encoding="utf-8")
+        (staging / "lawf.json").write_text(about, encoding="utf-8")
+        card = model_card(job.source, job.base, job.config, json.loads(about)["versions"], "gguf")
+        (staging / "README.md").write_text(card, encoding="utf-8")
     if pieces is not None:
         (staging / "Modelfile").write_text(ollama.modelfile(engine, pieces, BASE_FILE, LORA_FILE), encoding="utf-8")
     release(engine)

@@ -97,8 +97,8 @@ def _loading_merged(base: Base) -> str:
 
 def _loading_gguf(base: Base) -> str:
     command = "llama-cli -m BASE.gguf --lora lora.gguf --jinja --single-turn --temp 0 -p 'YOUR PROMPT'\n"
-    return (f"## How to load it\n\n{fenced(command, 'sh')}\nBASE.gguf is {_plain(base.label)} in float32, which the adapter was verified on; a quantized "
-            "base moves every answer a little. Answers were accepted in greedy generation; sampling may give others.\n")
+    return (f"## How to load it\n\n{fenced(command, 'sh')}\nBASE.gguf is {_plain(base.label)} in float32, which the adapter was verified on; a "
+            "quantized base moves every answer a little. Answers were accepted in greedy generation; sampling may give others.\n")
 
 
 LOADING = {"peft": _loading, "merged": _loading_merged, "gguf": _loading_gguf}

@@ -49,6 +49,25 @@ def make_parser() -> Parser:
     fix.add_argument("--session", type=Path, metavar="FILE", help="write the session there, the adapter beside it")
     fix.add_argument("--adapter-out", type=Path, metavar="DIR", help="write the adapter there")
 
+    train = commands.add_parser("train", help="one adapter from the accepted answers of saved sessions", allow_abbrev=False)
+    train.add_argument("sessions", nargs="+", type=Path, metavar="SESSION", help="session files on the same base")
+    train.add_argument("--out", type=Path, default=Path("trained.adapter"), metavar="DIR", help="write the adapter there (default: trained.adapter)")
+    train.add_argument("--force", action="store_true", help="replace what stands there")
+
+    check = commands.add_parser("check", help="the scorecard of an adapter: its base, its effect, its side effects", allow_abbrev=False)
+    check.add_argument("source", type=Path, metavar="SESSION_OR_ADAPTER", help="a session file, or an adapter folder")
+    check.add_argument("--prompts", type=Path, metavar="FILE", help="measure what changes on these prompts, one a line or JSON Lines")
+
+    export = commands.add_parser("export", help="write an adapter for other software, loaded there before it is called good", allow_abbrev=False)
+    export.add_argument("source", type=Path, metavar="SESSION_OR_ADAPTER", help="a session file, or an adapter folder")
+    export.add_argument("out", type=Path, metavar="OUT", help="the folder to write (for gguf also a file NAME.gguf)")
+    export.add_argument("--format", required=True, choices=("peft", "merged", "gguf", "ollama", "vllm"), help="for which software")
+    export.add_argument("--force", action="store_true", help="replace what stands at OUT")
+    export.add_argument("--base-id", metavar="OWNER/NAME", help="the hub id of a base that was loaded from a folder")
+    export.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to this repository when it is verified")
+    export.add_argument("--public", action="store_true", help="make a repository that --push-to-hub creates public")
+    export.add_argument("--dry-run", action="store_true", help="list what --push-to-hub would upload, and upload nothing")
+
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
     bench.add_argument("what", choices=("objective",), metavar="objective", help="the comparison to run")
     bench.add_argument("--edits", type=int, metavar="N", help="planted mistakes to correct, all kinds in turn (default: all of them)")
@@ -58,7 +77,7 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
-    for command in (demo, answer, fix, bench):
+    for command in (demo, answer, fix, train, check, export, bench):
         add_shared_flags(command)
     return parser
 
@@ -102,6 +121,18 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.demo import run_demo
 
         return run_demo(options, settings)
+    if options.command == "train":
+        from lawf_repl.verbs.train import run_train
+
+        return run_train(options, settings)
+    if options.command == "check":
+        from lawf_repl.verbs.check import run_check
+
+        return run_check(options, settings)
+    if options.command == "export":
+        from lawf_repl.verbs.export import run_export
+
+        return run_export(options, settings)
     if options.command == "bench":
         from lawf_repl.verbs.bench import run_bench
 

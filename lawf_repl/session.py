@@ -142,6 +142,11 @@ class Session:
         return self.engine.notes
 
     @property
+    def adapter(self) -> Adapter | None:
+        """The adapter in place, for what works on it outside of a session."""
+        return self._adapter
+
+    @property
     def has_adapter(self) -> bool:
         return self._adapter is not None
 
@@ -400,6 +405,11 @@ class Session:
         self._record("accept", node=self.node.id, completion_ids=list(answer.ids), text=answer.text,
                      anchors=[store.anchor_to_json(a) for a in anchors])
         return case
+
+    def adopt(self, case: Case, messages: Sequence[Message]) -> None:
+        """Take over a case that was accepted in another session on the same base, with the conversation that it answers."""
+        self.cases = (*(other for other in self.cases if other.prompt_ids != case.prompt_ids), case)
+        self._case_messages[case.prompt_ids] = tuple(messages)
 
     def conflicts(self) -> tuple[str, ...]:
         """A line for each two accepted answers that contradict each other: they cannot be trained together."""

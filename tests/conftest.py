@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +19,8 @@ from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.prompts import demo_probes
-from lawf_repl.session import Session
+from lawf_repl.session import Session, open_session
+from lawf_repl.store import adapter_path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: the threads of one would only wait for those of another
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -67,6 +71,43 @@ def demo_engine() -> Engine:
 @pytest.fixture(scope="session")
 def demo_probe_set(demo_engine: Engine) -> ProbeSet:
     return demo_probes(demo_engine)
+
+
+@pytest.fixture(scope="session")
+def fixed_session(demo_engine: Engine, demo_probe_set: ProbeSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved session in which Australia's capital was corrected and trained, its adapter beside it. Read it, or copy it first."""
+    path = tmp_path_factory.mktemp("fixed") / "canberra.jsonl"
+    session = open_session(demo_engine, Settings(variations=0, rounds=2), demo_probe_set, path)
+    for _ in session.ask("What is the capital of Australia?"):
+        pass
+    for _ in session.want("The capital of Australia is Canberra."):
+        pass
+    session.accept()
+    session.add_paraphrase("Please give me the capital of Australia.")
+    session.add_neighbour("What is the capital of Spain?")
+    for _ in session.train():
+        pass
+    session.save_adapter(str(adapter_path(path)))
+    session.record_adapter(adapter_path(path))
+    session.scorecard(session.rerun())
+    assert session.file is not None
+    session.file.close()
+    session.file = None
+    session.reset_adapter()
+    return path
+
+
+@pytest.fixture
+def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge of exports, which a fresh process is, in this one: what it finds is the same, without the seconds of a start."""
+    from lawf_repl.export import fresh, verify
+
+    def start(job: Path, more: dict[str, str]) -> SimpleNamespace:
+        given = json.loads(job.read_text(encoding="utf-8"))
+        report = fresh.check_adapter(given) if given["kind"] == "adapter" else fresh.check_merged(given)
+        return SimpleNamespace(returncode=0, stdout=json.dumps(report), stderr="")
+
+    monkeypatch.setattr(verify, "start", start)
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def exhaust(tokens: Iterator[Any]) -> None:
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """The object of schema lawf.fix/1. What was not measured has n 0 and null for its figures."""
-    card, training, probes = outcome.card, outcome.training, outcome.card.probes
+    training = outcome.training
     after = training.anchor_p if training else ()
     return {
         "schema": "lawf.fix/1", "prompt": outcome.prompt, "before": outcome.before, "accepted": outcome.accepted, "after": outcome.after,
@@ -208,11 +208,17 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "completion_tokens": outcome.completion_tokens,
         "training": None if training is None else {"steps": training.steps, "seconds": training.seconds, "stop_reason": training.stop_reason,
                                                    "loss": training.loss},
-        "scorecard": {"reliability": card.reliability, "generality": exact(card.paraphrases), "locality": exact(card.neighbours),
-                      "probes": {"n": probes.n if probes else 0, "drift_nats": probes.drift_nats if probes else None,
-                                 "flips": probes.flips if probes else None}},
+        "scorecard": scorecard_json(outcome.card),
         "session": outcome.session_file, "adapter": outcome.adapter,
     }
+
+
+def scorecard_json(card: Scorecard) -> dict[str, Any]:
+    """A scorecard as the schemas have it."""
+    probes = card.probes
+    return {"reliability": card.reliability, "generality": exact(card.paraphrases), "locality": exact(card.neighbours),
+            "probes": {"n": probes.n if probes else 0, "drift_nats": probes.drift_nats if probes else None,
+                       "flips": probes.flips if probes else None}}
 
 
 def exact(checks: Sequence[Check]) -> dict[str, int | None]:

@@ -1,0 +1,257 @@
+"""One export from start to end: reference of the live model, writing beside the place, verification in a fresh process, into place."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import DEMO_MODEL, DEMO_NAME, Engine
+from lawf_repl.errors import ExportError
+from lawf_repl.export import merged, ollama, vllm
+from lawf_repl.export.card import Base, model_card
+from lawf_repl.export.fresh import render
+from lawf_repl.export.hub import listing
+from lawf_repl.export.identity import Finding, effect, match_base, match_file
+from lawf_repl.export.peft import base_of, write_peft
+from lawf_repl.export.place import check_place, placed
+from lawf_repl.export.shell import asked, quote
+from lawf_repl.export.source import Source
+from lawf_repl.export.trials import FEW, MOST, ROWS, make_trials, write_reference
+from lawf_repl.export.verify import CLOSE, CLOSE_HALF, SHARE_HALF, Live, all_hold, release, verify_adapter, verify_merged
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.records import Message
+
+Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
+FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
+BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
+NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files",
+           "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: see the Modelfile"}
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be written where. `base_id` is the hub id of a base that was loaded from a folder."""
+
+    out: Path
+    format: Format
+    force: bool = False
+    base_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it. Where `written` is false, nothing stands at `out` that did not stand there before."""
+
+    out: Path
+    format: Format
+    findings: tuple[Finding, ...]
+    written: bool
+    commands: tuple[str, ...] = ()
+    files: tuple[tuple[str, int], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.written and all(finding.ok for finding in self.findings)
+
+
+class _Failed(Exception):
+    """A check did not hold: what was written is thrown away."""
+
+
+@dataclass
+class _Work:
+    """What the parts of one export share."""
+
+    engine: Engine
+    adapter: Adapter
+    source: Source
+    order: Order
+    base: Base
+    live: Live
+    config: dict[str, Any]
+
+
+def export(engine: Engine, adapter: Adapter, source: Source, order: Order, settings: Settings) -> Exported:
+    """Write, verify, put in place. The live model is let go of: nothing may be generated with `engine` afterwards.
+
+    Raises ExportError for what cannot be exported at all; a check that does not hold comes back as a finding.
+    """
+    check_place(order.out, order.force)
+    if order.format == "merged":
+        merged.refuse_quantized(engine)
+    if order.format in ("gguf", "ollama"):
+        gguf_writer()
+    pieces = ollama.find_pieces(engine) if order.format == "ollama" else None
+    base = base_of(engine, order.base_id, settings.revision)
+    dead = [name.replace(".default.", ".") for name, weight in adapter.snapshot().items() if not bool(weight.any())]
+    with tempfile.TemporaryDirectory(prefix="lawf-export-") as name:
+        work = Path(name)
+        live = _live(engine, adapter, source, settings, work, whole=order.format in ("gguf", "ollama"))
+        if not live.trials:
+            raise ExportError(f"{engine.name} gives no answer to compare with: export a session, whose accepted answers are compared")
+        config = write_peft(engine, adapter, source, work / "peft", base)
+        have = _first_findings(source, engine, live, work / "peft")
+        job = _Work(engine, adapter, source, order, base, live, config)
+        commands: list[str] = []
+        try:
+            if not all(finding.ok for finding in have):
+                raise _Failed
+            with placed(order.out, order.force) as staging:
+                if order.format in ("peft", "vllm"):
+                    commands = _peft(job, staging, have, dead)
+                elif order.format == "merged":
+                    commands = _merged(job, staging, have)
+                else:
+                    commands = _gguf(job, staging, have, work / "peft", pieces)
+        except _Failed:
+            return Exported(order.out, order.format, tuple(have), False)
+    files = listing(order.out) if order.out.is_dir() else [(order.out.name, order.out.stat().st_size)]
+    notes = [NOT_RUN[order.format]] if order.format in NOT_RUN else []
+    return Exported(order.out, order.format, tuple(have), True, tuple(commands), tuple(files), tuple([*notes, *_notes(base)]))
+
+
+def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, work: Path, whole: bool) -> Live:
+    """With `whole`, the logits of every answer from first to last, of fewer prompts: the check of GGUF compares all of them."""
+    trials = make_trials(engine, adapter, source, FEW if whole else MOST)
+    file = write_reference(engine, adapter, trials, work, sum(len(trial.accepted_ids) for trial in trials) * len(trials) if whole else ROWS)
+    place = str(DEMO_MODEL) if engine.name == DEMO_NAME else str(Path(engine.name).expanduser()) if Path(engine.name).expanduser().is_dir() \
+        else engine.name
+    commit = getattr(engine.model.config, "_commit_hash", None) or settings.revision
+    return Live(tuple(trials), file, tuple(sorted(engine.end_ids)), engine.tokenizer.decode, engine.dtype, str(engine.device), place,
+                None if Path(place).is_dir() else commit, settings)
+
+
+def _first_findings(source: Source, engine: Engine, live: Live, folder: Path) -> list[Finding]:
+    """What can be known before anything is loaded again."""
+    found = [match_base(source, engine, folder), effect(folder)]
+    if source.sha256 is not None and source.adapter is not None:
+        found.append(match_file(source))
+    given = [trial for trial in live.trials if trial.given]
+    if given:
+        right = sum(live.same_text(trial.live_ids, trial.accepted_ids) for trial in given)
+        found.append(Finding("adapter", right == len(given), f"{right} of {len(given)} accepted answers come out before it is exported"
+                             + ("" if right == len(given) else ": train on, with a higher --max-steps, or correct more")))
+    return found
+
+
+def _messages(job: _Work) -> list[Message] | None:
+    """The conversation that the commands ask, for example."""
+    return list(job.live.trials[0].messages) or None
+
+
+def _check(have: list[Finding], more: Sequence[Finding]) -> None:
+    have += more
+    if not all_hold(have):
+        raise _Failed
+
+
+def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -> list[str]:
+    if job.order.format == "vllm":
+        vllm.check_config(job.config)
+    write_peft(job.engine, job.adapter, job.source, staging, job.base)
+    release(job.engine)
+    _check(have, verify_adapter(job.live, staging, dead))
+    out = job.order.out
+    if job.order.format == "vllm":
+        return vllm.commands(out, job.base, job.config, _messages(job))
+    system, question = asked(_messages(job))
+    model = "" if job.engine.name == DEMO_NAME else f" --model {quote(job.base.name)}" + (f" --revision {quote(job.base.revision)}"
+                                                                                           if job.base.revision else "")
+    model += f" --system {quote(system)}" if system else ""
+    more = f", revision={json.dumps(job.base.revision)}" if job.base.revision else ""
+    code = (f"from peft import PeftModel; from transformers import AutoModelForCausalLM; "
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({json.dumps(job.base.name)}{more}), "
+            f"{json.dumps(str(out.absolute()))})")
+    return [f"lawf answer{model} --adapter {quote(str(out))} {quote(question)}", f"python -c {quote(code)}"]
+
+
+def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
+    settings = job.live.settings
+    load: dict[str, Any] = {"pretrained_model_name_or_path": job.live.source, "trust_remote_code": settings.trust_remote_code}
+    load |= {"revision": job.live.revision} if job.live.revision else {}
+    dtype = settings.dtype if settings.dtype != "auto" else merged.stored_dtype(load, job.engine)
+    arguments = job.engine.template_args
+    conversations = [*(list(known.messages) for known in job.source.known[:16]), [{"role": "user", "content": "Hello, 你好 1234!"}]]
+    expected = [render(job.engine.tokenizer.hub, messages, arguments) for messages in conversations]
+    merged.write_merged(job.engine, job.adapter, job.source, staging, job.base, dtype, load)
+    release(job.engine)
+    _check(have, verify_merged(job.live, staging, dtype, conversations, expected, arguments))
+    return merged.commands(job.order.out, _messages(job))
+
+
+def gguf_writer() -> Any:
+    """The module that writes and checks GGUF; late, because its library is an extra. Raises ExportError without it."""
+    try:
+        return importlib.import_module("lawf_repl.export.gguf")
+    except ModuleNotFoundError as error:
+        raise ExportError(f"writing GGUF needs {error.name}: pip install 'lawf-repl[gguf]'") from error
+
+
+def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: ollama.Pieces | None) -> list[str]:
+    """LoRA and base as GGUF; only the LoRA where OUT is a file NAME.gguf: the base is then written for the check alone."""
+    writer = gguf_writer()
+    engine, out = job.engine, job.order.out
+    single = out.suffix == ".gguf" and pieces is None
+    job.adapter.remove()
+    if not single:
+        staging.mkdir()
+    lora = staging if single else staging / LORA_FILE
+    base = folder.parent / BASE_FILE if single else staging / BASE_FILE
+    writer.write_lora(engine.model, folder, lora)
+    writer.write_base(engine.model, engine.tokenizer.hub, base)
+    if not single:
+        about = (folder / "lawf.json").read_text(encoding="utf-8")
+        (staging / "lawf.json").write_text(about, encoding="utf-8")
+        card = model_card(job.source, job.base, job.config, json.loads(about)["versions"], "gguf")
+        (staging / "README.md").write_text(card, encoding="utf-8")
+    if pieces is not None:
+        (staging / "Modelfile").write_text(ollama.modelfile(engine, pieces, BASE_FILE, LORA_FILE), encoding="utf-8")
+    release(engine)
+    checks = [_in_llama(writer, job.live, number, base, lora) for number in range(len(job.live.trials))]
+    findings = [Finding("llama.cpp", bool(check.passed), str(check.reason)) for check in checks]
+    if any(check.verified and not check.passed for check in checks):
+        _check(have, findings)
+    have += [finding for number, finding in enumerate(findings) if finding not in findings[:number]]  # unverified is not wrong: it is kept, and said
+    return _gguf_commands(job, single, pieces is not None)
+
+
+def _in_llama(writer: Any, live: Live, number: int, base: Path, lora: Path) -> Any:
+    """One prompt in llama.cpp, its logits next to those of the live model: a GgufCheck of passed, reason, verified."""
+    with safe_open(live.file.with_name("logits.safetensors"), framework="pt") as reference:
+        with_it, without = (reference.get_tensor(f"{which}.{number}") for which in ("with", "without"))
+    trial = live.trials[number]
+    # llama.cpp computes in float32: next to a live model that does not, logits are as far apart as its rounding takes them
+    near = CLOSE if live.dtype == "float32" else max(CLOSE_HALF, SHARE_HALF * float((with_it - without).abs().max()))
+    return writer.verify_gguf(base, lora, list(trial.prompt_ids), list(trial.accepted_ids), list(trial.base_ids),
+                              with_logits=with_it, without_logits=without, tolerance=near)
+
+
+def _gguf_commands(job: _Work, single: bool, for_ollama: bool) -> list[str]:
+    out, (system, question) = job.order.out, asked(_messages(job))
+    if for_ollama:
+        name = vllm.served_name(out).lower()
+        return [f"cd {quote(str(out.absolute()))} && ollama create {quote(name)} -f Modelfile", f"ollama run {quote(name)} {quote(question)}"]
+    files = f"-m BASE.gguf --lora {quote(str(out))}" if single else f"-m {quote(str(out / BASE_FILE))} --lora {quote(str(out / LORA_FILE))}"
+    more = f" -sys {quote(system)}" if system else ""
+    return [f"llama-cli {files} --jinja --single-turn --temp 0{more} -p {quote(question)}", f"llama-server {files} --jinja"]
+
+
+def _notes(base: Base) -> list[str]:
+    return [f"the base is the local folder {base.folder}: with --base-id OWNER/NAME the export names what others can load"] if base.folder else []
+
+
+def exported_json(exported: Exported, pushed: dict[str, Any] | None) -> dict[str, Any]:
+    """The object of schema lawf.export/1."""
+    return {"schema": "lawf.export/1", "format": exported.format, "out": str(exported.out), "ok": exported.ok, "written": exported.written,
+            "checks": [{"what": one.what, "ok": one.ok, "detail": one.detail} for one in exported.findings],
+            "files": [{"name": name, "bytes": size} for name, size in exported.files], "commands": list(exported.commands),
+            "notes": list(exported.notes), "push": pushed}

@@ -1,0 +1,111 @@
+"""`lawf export`: an adapter for the software that serves it, loaded there in a fresh process before it is called good."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.base import Engine, load_engine
+from lawf_repl.errors import UsageError
+from lawf_repl.export.hub import TOLD, check_repo, push
+from lawf_repl.export.identity import Finding
+from lawf_repl.export.place import check_place
+from lawf_repl.export.run import Exported, Order, export, exported_json
+from lawf_repl.export.source import Source, base_id, check_adapter, read_source
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.ui.layout import visible
+from lawf_repl.verbs.inputs import print_json
+
+
+def run_export(options: argparse.Namespace, settings: Settings) -> int:
+    """Exit code 0 if every check held (PASS), 1 if one did not (FAIL) or could not be made."""
+    repo: str | None = options.push_to_hub
+    if options.dry_run and repo is None:
+        raise UsageError("--dry-run lists what --push-to-hub REPO would upload: name the repository")
+    if repo is not None:
+        check_repo(repo)
+        if settings.offline and not options.dry_run:
+            raise UsageError("--push-to-hub needs the network, which --offline forbids: leave out one of them")
+    order = Order(options.out, options.format, options.force, options.base_id)
+    check_place(order.out, order.force)
+    source = read_source(options.source)
+    folder = check_adapter(source)
+    chosen = base_settings(options, settings, source)
+    if repo is not None and options.base_id is None and (chosen.model is None or Path(chosen.model).expanduser().is_dir()):
+        raise UsageError("--push-to-hub: the base is a local folder, which nobody else can load: name its hub id with --base-id OWNER/NAME")
+    engine = load_base(chosen, source)
+    exported = export(engine, Adapter.load(engine.model, folder), source, order, chosen)
+    pushed = _push(exported, repo, options) if repo is not None else None
+    if settings.json:
+        print_json(exported_json(exported, pushed))
+    else:
+        show(exported, options.source, pushed)
+    return 0 if exported.ok else 1
+
+
+def load_base(settings: Settings, source: Source) -> Engine:
+    """The base that `base_settings` found; its notes go to standard error."""
+    engine = load_engine(settings)
+    for note in [*engine.notes, *([source.dropped] if source.dropped else [])]:
+        print(f"lawf: {visible(note)}", file=sys.stderr)
+    return engine
+
+
+def base_settings(options: argparse.Namespace, settings: Settings, source: Source) -> Settings:
+    """Settings with the model, and the revision, that the source was made with, unless --model says otherwise."""
+    if "model" in options:
+        return settings
+    revision = source.base.get("revision")
+    return replace(settings, model=base_id(source), revision=settings.revision or (revision if isinstance(revision, str) and revision else None))
+
+
+def _push(exported: Exported, repo: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    if not exported.ok:
+        return None
+    if not exported.out.is_dir():
+        raise UsageError("--push-to-hub uploads a folder: give OUT a name without .gguf")
+    address = None if options.dry_run else push(exported.out, repo, options.public)
+    return {"repo": repo, "private": not options.public, "dry_run": options.dry_run, "address": address}
+
+
+def show(exported: Exported, source: Path, pushed: dict[str, Any] | None) -> None:
+    """What was checked, the verdict, and the commands as they can be copied: never wrapped."""
+    print(f"{visible(str(source))} -> {visible(str(exported.out))} ({exported.format})")
+    for finding in exported.findings:
+        print(finding_line(finding))
+    unverified = exported.written and not exported.ok
+    if exported.ok:
+        print(f"PASS  {visible(str(exported.out))}")
+    elif unverified:
+        print(f"NOT VERIFIED  {visible(str(exported.out))} was written, and nothing has shown that it is right")
+    else:
+        print(f"FAIL  nothing was written to {visible(str(exported.out))}")
+    for name, size in exported.files:
+        print(f"      {visible(name)}  {size:,} bytes")
+    for note in exported.notes:
+        print(f"note: {visible(note)}")
+    if exported.commands:
+        print("\nserve it:")
+        for command in exported.commands:
+            print(f"  {visible(command)}")
+    if pushed:
+        _show_push(exported, pushed)
+
+
+def finding_line(finding: Finding) -> str:
+    return f"{'ok  ' if finding.ok else 'FAIL'}  {visible(finding.what)}: {visible(finding.detail)}"
+
+
+def _show_push(exported: Exported, pushed: dict[str, Any]) -> None:
+    kind = "private" if pushed["private"] else "public"
+    if pushed["dry_run"]:
+        print(f"\ndry run: would upload to the {kind} repository {pushed['repo']}, {sum(size for _, size in exported.files):,} bytes:")
+        for name, size in exported.files:
+            print(f"  {visible(name)}  {size:,} bytes")
+    else:
+        print(f"\nuploaded to the {kind} repository {visible(str(pushed['address']))}")
+    print(f"note: {TOLD}")

@@ -709,6 +709,10 @@ class Session:
         beside = self.file is not None and folder == store.adapter_path(self.file.path)
         self._record("adapter", path=folder.name if beside else str(folder.absolute()), sha256=store.directory_sha256(folder))
 
+    def record_export(self, format_: str, path: str, passed: bool) -> None:
+        """Note that the adapter was exported, and whether the software it is for gave the accepted answers."""
+        self._record("export", format=format_, path=path, passed=passed, adapter=self._version)
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _asked(self, text: str) -> tuple[Message, ...]:

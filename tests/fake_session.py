@@ -292,6 +292,9 @@ class FakeSession:
     def set_system(self, text: str) -> None:
         self.settings.system = text or None
 
+    def record_export(self, format_: str, path: str, passed: bool) -> None:
+        self.calls.append(f"export {format_} {passed}")
+
     def save(self, path: str) -> str:
         self.calls.append(f"save {path}")
         return path

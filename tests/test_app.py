@@ -6,10 +6,13 @@ import io
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -219,3 +222,26 @@ def test_own_keys_are_used_in_the_view(pipe: PipeInput) -> None:
     options = Options(history=False, keys=Keymap({"fix": "f2", "accept": "z", "train": "f3"}))
     run(pipe, "What is the capital of Australia?\r\x1bOQCanberra\rz\x1bOR/quit\r", session, options=options)
     assert session.calls[1:4] == ["replace 5  Canberra", "accept", "train"]
+
+
+def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    session, commands = FakeSession(), []
+    real = subprocess.Popen
+    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there')", "import time; time.sleep(60)"]
+
+    def started(command: list[str], **keywords: Any) -> Any:
+        commands.append(command)
+        return real([sys.executable, "-c", program[len(commands) - 1], command[4]], **keywords)
+
+    monkeypatch.setattr("lawf_repl.ui.exporting.subprocess.Popen", started)
+    session.adapter_on = session.has_adapter = True
+    _, shown = run(pipe, f"/export peft {tmp_path}/out\r/export\r/export zip x\r/quit\r", session)
+    assert commands[0][3:4] == ["export"] and commands[0][5:8] == [f"{tmp_path}/out", "--format", "peft"] and session.calls[-1] == "export peft True"
+    assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
+    with create_pipe_input() as other:
+        _interrupt_after(1.0)
+        _, shown = run(other, f"/export vllm {tmp_path}/out\r/quit\r", session)
+    assert "interrupted: nothing was written" in shown and "bye" in shown and session.calls[-1].startswith("save ")
+    session.has_adapter = False
+    with create_pipe_input() as third:
+        assert "there is no adapter to export" in run(third, "/export peft x\r/quit\r", session)[1]

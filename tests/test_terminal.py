@@ -79,6 +79,9 @@ def test_a_correction_by_hand_from_the_question_to_the_trained_adapter(demo: Scr
     assert "reliability" in text and "drift" in text and "\ufffd" not in text
     demo.press("/adapter save lora\r")
     demo.wait(lambda _: (tmp_path / "lora" / "adapter_model.safetensors").is_file())
+    demo.press("/export peft served\r")
+    demo.see(r"PASS  .*served")
+    assert (tmp_path / "served" / "lawf.json").is_file()
     demo.press("/save one.jsonl\r")
     demo.wait(lambda _: (tmp_path / "one.adapter").is_dir())
     demo.press("/quit\r")

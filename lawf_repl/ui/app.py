@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lawf_repl.errors import LawfError, NothingToFix
 from lawf_repl.records import Case, Completion, Progress
-from lawf_repl.ui import commands, work
+from lawf_repl.ui import commands, exporting, work
 from lawf_repl.ui.keys import DEFAULT, Keymap
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.line import InputLine, Status
@@ -278,6 +278,8 @@ class Repl:
             self._own[name](session)
         elif name == "compare" and argument.strip():
             work.compare_prompt(session, argument.strip(), self.console, self.theme)
+        elif name == "export":
+            exporting.export(session, argument, self.console, self.theme)
         elif name == "compare":
             work.compare(session, self.console, self.theme)
         elif name in CORRECTIONS:

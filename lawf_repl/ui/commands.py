@@ -61,6 +61,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("confidence", "C", "strength of corrections, 0 to 1 (hard)", group="train"),
     Command("adapter", "on|off|reset|save DIR", "switch, drop, or save it as peft",
             ("on", "off", "reset", "save"), "keep"),
+    Command("export", "FORMAT OUT", "for peft, vllm, merged, gguf or ollama", ("peft", "merged", "gguf", "ollama", "vllm"), "keep"),
     Command("save", "[PATH]", "save the session", group="keep", paths=True),
     Command("system", "[TEXT]", "the system prompt; alone: none", group="set"),
     Command("set", "[NAME VALUE]", "change a setting; alone: show them",

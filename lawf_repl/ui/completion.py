@@ -15,6 +15,7 @@ from lawf_repl.ui.render import shorten
 
 Offer = tuple[str, str]  # a word, and what it means
 CHOICES = {"on": "the adapted model answers", "off": "the base answers", "reset": "take the adapter out", "save": "write it as a peft folder",
+           "peft": "peft and transformers", "merged": "the whole model, adapter merged", "gguf": "llama.cpp", "ollama": "Ollama", "vllm": "vLLM",
            "drop": "do not train on it any more"}
 
 
@@ -78,4 +79,5 @@ def path_part(command: Command, argument: str) -> str | None:
     if command.paths:
         return argument
     verb, space, path = argument.partition(" ")
-    return path if command.name == "adapter" and verb == "save" and space else None
+    expected = command.name == "export" or (command.name == "adapter" and verb == "save")
+    return path if expected and space else None

@@ -227,6 +227,8 @@ def test_sentence_says_fixed_only_if_fixed() -> None:
     assert sentence(CARD, [RERUN]).startswith("Fixed") and sentence(CARD, [RERUN, broken]).startswith("Not fixed: 1 of 2")
     assert "not measured" in sentence(Scorecard(1.0), [RERUN]) and "2 of 200 probes changed too" in sentence(CARD, [RERUN])
     assert "nothing else" in sentence(Scorecard(1.0, neighbours=(Check("a", "b", "b"),)), [RERUN])
+    assert "/set rank" in sentence(CARD, [broken], reason="plateau") and "max_seconds" in sentence(CARD, [broken], reason="max_seconds")
+    assert "/edit" in sentence(CARD, [broken], reason="converged") and "/set" not in sentence(CARD, [broken])
 
 
 def test_what_was_not_measured_is_said() -> None:

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from lawf_repl.records import Check, Completion, Rerun, Scorecard
+from lawf_repl.records import Check, Completion, Rerun, Scorecard, StopReason
 from lawf_repl.ui.layout import groups, piece, visible
 from lawf_repl.ui.render import shorten
 from lawf_repl.ui.theme import Theme
@@ -144,10 +144,11 @@ def _failure(kind: str, check: Check, theme: Theme) -> Text:
     return text
 
 
-def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True, weak: bool = False) -> str:
+def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True, weak: bool = False,
+             reason: StopReason | None = None) -> str:
     """In plain words: fixed or not, what else changed and, with `advice`, which command of the REPL comes next.
 
-    `weak`: some correction was a weak preference, whose token need not win.
+    `weak`: some correction was a weak preference, whose token need not win. `reason`: why training stopped.
     """
     wrong = [rerun for rerun in reruns if not rerun.fixed]
     if not reruns:
@@ -157,7 +158,11 @@ def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True, w
         then = "keep it with /save, or /undo, /confidence 1 and correct again"
     elif wrong:
         which = "the prompt does" if len(reruns) == 1 else f"{len(wrong)} of {len(reruns)} prompts do"
-        found, then = f"Not fixed: {which} not give the accepted answer yet", "/set max_steps higher and /train again, or correct more with /edit"
+        nexts: dict[StopReason | None, str] = {
+            "plateau": "the adapter reaches no further: /set rank 32 or /set layers all, and /train again",
+            "max_steps": "/set max_steps higher and /train again", "max_seconds": "/set max_seconds higher and /train again",
+            "interrupted": "/train begins again and may go on to its end"}
+        found, then = f"Not fixed: {which} not give the accepted answer yet", nexts.get(reason, "correct more with /edit, and /train again")
     else:
         fixed = "Fixed: the prompt now gives" if len(reruns) == 1 else f"Fixed: all {len(reruns)} prompts now give"
         effect, then = _side_effects(card)

@@ -211,7 +211,8 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
     fixed = bool(reruns) and all(rerun.fixed for rerun in reruns)
     console.print()
     weak = any(anchor.confidence < 1 for case in session.cases for anchor in case.anchors)
-    console.print(Text(sentence(card, reruns, weak=weak, reason=session.training.stop_reason if session.training else None), theme.rich("good" if fixed else "bad")))
+    reason = session.training.stop_reason if session.training else None
+    console.print(Text(sentence(card, reruns, weak=weak, reason=reason), theme.rich("good" if fixed else "bad")))
     wrong, changed = (sum(not check.ok for check in checks) for checks in (card.paraphrases, card.neighbours))
     if wrong or changed:
         parts = [f"make the {wrong} wrong paraphrase{'s' * (wrong > 1)} cases of their own"] if wrong else []

@@ -105,6 +105,7 @@ def test_plain_needs_no_cursor(pipe: PipeInput) -> None:
     keys = "What is the capital of Australia?\r/fix 5 Canberra\r/tokens\r/alternatives 5\r/accept\r/train\r/quit\r"
     code, shown = run(pipe, keys, session, plain=True)
     assert code == 0 and session.calls[1:] == ["replace 5  Canberra", "accept", "train", "rerun"]
+    assert "The capital of Australia is Canberra." in shown.split("›")[0]
     assert "\x1b" not in shown and "/fix POSITION TEXT" in shown and "·Canberra" in shown and "Fixed:" in shown and "╭" not in shown
 
 

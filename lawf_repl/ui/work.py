@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 
 from prompt_toolkit import prompt
 from rich.console import Console, RenderableType
@@ -53,7 +54,7 @@ def stream(start: Callable[[Stop], Iterator[Token]], kept: tuple[Token, ...], co
     tokens = list(kept)
     with Interruptible() as stop:
         if theme.plain:
-            for token in start(stop):
+            for token in chain(kept, start(stop)):
                 console.print(Text(piece(token), end=""), end="", soft_wrap=True)
             console.print()
             return

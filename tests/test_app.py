@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -23,6 +24,7 @@ from rich.console import Console
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress
 from lawf_repl.ui.app import Options, run_repl
+from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.terminal import Loader
 from tests.fake_session import FakeSession
@@ -246,3 +248,19 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
     session.has_adapter = False
     with create_pipe_input() as third:
         assert "there is no adapter to export" in run(third, "/export peft x\r/quit\r", session)[1]
+
+
+def test_no_input_of_any_kind_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random lines, commands and keys, in the line and in the view as they come, until the terminal is closed."""
+    monkeypatch.setattr("lawf_repl.ui.exporting.export", lambda *arguments: True)
+    chance = random.Random(3)
+    words = [*(f"/{command.name}" for command in COMMANDS if command.name != "quit"), "//x", "/", "/nothing", "1", "5 x", "-1", "on", "reset",
+             "save d", "What is the capital of Australia?", "你是谁？", "[b]", "\u202e", "seed 3", "drop 1", "9" * 30, "0.5"]
+    keys = ["\x1b", "\x1b[A", "\x1b[B", "\x1b[C", "\x1b[D", "\x1bOS", "\x12", "\x03", "\t", "\r", "\n", "\x1b\r", "\x7f", "\x15", "\x17",
+            "\x01", "q", "c", "x", "e", "+", "u", "a", "t", "n", "?", "\x1b[200~a\r\nb\x1b[201~", "\x00", "\x1b[99~", "\x1b]11;rgb:0/0/0\x07"]
+    for _ in range(30):
+        parts = [chance.choice(keys) if chance.random() < 0.6 else " ".join(chance.sample(words, chance.randrange(1, 3))) + "\r" for _ in range(25)]
+        session = FakeSession(steps=2)
+        with create_pipe_input() as pipe:
+            code, shown = run(pipe, "".join(parts) + "\x03" * 6 + "\x04" * 3, session)
+        assert code == 0 and "Traceback" not in shown and "\x1b" not in shown and shown.rstrip().endswith("bye"), parts

@@ -80,7 +80,7 @@ class Settings:
     preset: str = _setting("standard", Rule(
         "choice", "how thorough training is: sets variations, rounds and hold where they are not set themselves",
         choices=("quick", "standard", "careful"), flag=False))
-    goal_p: float = _setting(0.9999, Rule(
+    goal_p: float = _setting(0.99999, Rule(
         "number", "probability that training pulls corrected tokens to; what is above --target-p carries over to paraphrases", above=0, below=1,
         flag=False))
     variations: int = _setting(64, Rule(

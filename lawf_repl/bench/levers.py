@@ -23,7 +23,7 @@ LEVERS: tuple[tuple[str, Changes], ...] = (
     ("nothing held", {"rounds": 1}), ("variations 160", {"variations": 160}), ("hold 0.003", {"hold": 0.003}), ("hold 0.1", {"hold": 0.1}),
     ("rank 1", {"rank": 1}), ("rank 2", {"rank": 2}), ("rank 8", {"rank": 8}), ("rank 16", {"rank": 16}), ("all layers", {"layers": "all"}),
     ("pull 0", {"pull": 0.0}), ("pull 300", {"pull": 300.0}), ("pull 30000", {"pull": 3e4}),
-    ("goal_p 0.99", {"goal_p": 0.99}), ("goal_p 0.999", {"goal_p": 0.999}), ("goal_p 0.99999", {"goal_p": 0.99999}),
+    ("goal_p 0.99", {"goal_p": 0.99}), ("goal_p 0.999", {"goal_p": 0.999}), ("goal_p 0.9999", {"goal_p": 0.9999}),
     ("quick", PRESETS["quick"]), ("careful", PRESETS["careful"]),
 )
 

@@ -39,6 +39,10 @@ class SessionError(LawfError):
     """A session file cannot be read, locked or written."""
 
 
+class ExportError(LawfError):
+    """An adapter cannot be exported to what was asked for: a base, an architecture or a format that does not allow it, or a place."""
+
+
 class OutOfMemory(LawfError):
     """The device ran out of memory; what was collected so far is kept."""
 

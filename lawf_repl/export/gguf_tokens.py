@@ -63,8 +63,8 @@ def split_name(state: dict[str, Any]) -> str:
         if plain and split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]:
             name = SPLITS.get(split["pattern"].get("Regex", ""))
     if name is None or normalizer != "NFC" or not plain_bpe or not strict or bool(model.get("ignore_merges")) != (name in KEEPS_WHOLE):
-        raise ExportError("this tokenizer cannot be written as GGUF: expected byte-level BPE that splits text as GPT-2, Llama 3 or Qwen2 do; take a base "
-                          "in GGUF that llama.cpp's own script made, and export the adapter alone")
+        raise ExportError("this tokenizer cannot be written as GGUF: expected byte-level BPE that splits text as GPT-2, Llama 3 or Qwen2 do; "
+                          "take a base in GGUF that llama.cpp's own script made, and export the adapter alone")
     return name
 
 

@@ -22,7 +22,7 @@ from lawf_repl.export.gguf import verify_gguf, write_base, write_lora
 from lawf_repl.export.gguf_names import LAYOUTS
 from lawf_repl.export.gguf_tokens import split_name
 from lawf_repl.learn.adapter import Adapter
-from tests.architecture_zoo import SERVED
+from tests.architecture_zoo import ARCHITECTURES
 from tests.gguf_models import LINEAR, LLAMA3_ROPE, tiny, write_random_adapter
 from tests.tokenizer_zoo import ZOO
 
@@ -95,7 +95,8 @@ def test_a_plain_adapter_keeps_its_matrices_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change, said", [
-    ({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"), ({"bias": "all"}, "bias"), ({"modules_to_save": ["norm"]}, "modules_to_save"),
+    ({"use_dora": True}, "use_dora"), ({"lora_bias": True}, "lora_bias"), ({"bias": "all"}, "bias"),
+    ({"modules_to_save": ["norm"]}, "modules_to_save"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"), ({"layer_replication": [[0, 1]]}, "layer_replication"),
     ({"something_of_next_year": 1}, "something_of_next_year"), ({"init_lora_weights": "pissa"}, "pissa"), ({"init_lora_weights": "olora"}, "olora"),
     ({"peft_type": "IA3"}, "no LoRA"), ({"lora_alpha": 0}, "lora_alpha 0"), ({"alora_invocation_tokens": [4]}, "alora_invocation_tokens"),
@@ -139,7 +140,7 @@ def test_an_adapter_without_effect_or_of_another_model_or_on_an_adapted_base_is_
 
 @pytest.mark.parametrize("kind", ["gemma3", "gpt2", "phi3", "granite", "qwen3_moe"])
 def test_other_architectures_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    model = SERVED[kind]()
+    model = ARCHITECTURES[kind]()
     for write in (lambda: write_lora(model, tmp_path, tmp_path / "x"), lambda: write_base(model, None, tmp_path / "x")):
         with pytest.raises(ExportError, match=type(model).__name__):
             write()
@@ -199,7 +200,8 @@ def test_half_precision_is_kept_except_in_norms(dtype: torch.dtype, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind, more, said", [
-    ("mistral", {"sliding_window": 64}, "window is 64"), ("llama", {"hidden_act": "gelu"}, "found gelu"), ("qwen3", {"attention_bias": True}, "biases"),
+    ("mistral", {"sliding_window": 64}, "window is 64"), ("llama", {"hidden_act": "gelu"}, "found gelu"),
+    ("qwen3", {"attention_bias": True}, "biases"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "window is 64"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "type yarn"),
     ("qwen3", {"rope_parameters": LLAMA3_ROPE}, "type llama3"),
@@ -294,7 +296,8 @@ def spoiled(name: str, answer: dict[str, Any], rows: dict[str, torch.Tensor]) ->
 
 @pytest.mark.parametrize("name, said", [
     ("right", ""), ("other answer", "with the LoRA its answer departs at token 1: expected 6, found 9"), ("short answer", "found the end"),
-    ("other base", "without the LoRA"), ("no effect", "changes no logit"), ("scale", "at scale 0"), ("logits", "0.01 away from those of transformers"),
+    ("other base", "without the LoRA"), ("no effect", "changes no logit"), ("scale", "at scale 0"),
+    ("logits", "0.01 away from those of transformers"),
     ("base logits", "0.01 away from those of transformers"), ("no number", "inf away"), ("tensors", "has 12 tensors, llama.cpp took 6"),
     ("silent", "took none"),
 ])

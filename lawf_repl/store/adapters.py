@@ -71,9 +71,19 @@ def former_names(events: Iterable[Event]) -> tuple[str, ...]:
 def move_adapters(before: Path, after: Path) -> None:
     """All adapters of a session to its new name. Raises OSError."""
     old, new = adapter_path(Path(before)), adapter_path(Path(after))
-    for found in sorted(old.parent.iterdir()):
-        if found.is_dir() and (found == old or _is_earlier(found, old)):
-            os.rename(found, new.with_name(new.name + found.name[len(old.name):]))
+    for found in _all(old):
+        os.rename(found, new.with_name(new.name + found.name[len(old.name):]))
+
+
+def remove(path: Path) -> None:
+    """Takes a session away, with its adapters, as far as the system lets one."""
+    Path(path).unlink(missing_ok=True)
+    for found in _all(adapter_path(Path(path))):
+        shutil.rmtree(found, ignore_errors=True)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.parent.iterdir() if one.is_dir() and (one == folder or _is_earlier(one, folder)))
 
 
 def _earlier(folder: Path, sha256: str) -> Path:

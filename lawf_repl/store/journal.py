@@ -6,7 +6,7 @@ What cannot be written interrupts nothing: `trouble` says why, and the events wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,11 @@ class Journal:
             raise
         return file
 
-    def move_to(self, file: SessionFile) -> None:
-        """Goes on in a file that `save` made; the one before is closed and stays where it is."""
+    def move_to(self, file: SessionFile, more: Iterable[Event] = ()) -> None:
+        """Goes on in a file that `save` made, which has `more` events by now; the one before is closed and stays where it is."""
         if self.file is not None:
             self.file.close()
+        self.events += more
         self.file, self._written, self.trouble = file, len(self.events), None
 
     def close(self) -> None:

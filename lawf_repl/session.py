@@ -62,7 +62,7 @@ WATCHED = 8  # probes whose drift is shown while training runs
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """What was asked: a root of the tree."""
 
     messages: tuple[Message, ...] = ()
@@ -71,7 +71,7 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Version:
+class Version:
     """An adapter that the session had, as far as it is needed to have it back. None of it changes."""
 
     weights: Weights | None        # None: the session was read from a file, and this adapter was not saved
@@ -108,8 +108,8 @@ class Session:
         self.training: TrainingResult | None = None
         self.paraphrases: list[str] = []
         self.neighbours: list[str] = []
-        self._question = _Question()
-        self._questions: dict[int, _Question] = {}                             # by the id of the root
+        self._question = Question()
+        self._questions: dict[int, Question] = {}                             # by the id of the root
         self._redo: list[Node] = []
         self._judged: dict[int, tuple[Completion, tuple[Token, ...]]] = {}     # what the base thinks of an answer, by id()
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
@@ -119,13 +119,13 @@ class Session:
         self._held: dict[tuple[int, ...], Pair] = {}                           # prompts whose answers are to stay, with the base's
         self._card: Scorecard | None = None                                    # the last one
         self._adapter: Adapter | None = None
-        self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
+        self._versions: list[Version | None] = [None]                         # every adapter so far; None is no adapter
         self._adapter_trouble: SessionError | None = None                      # why the one in place is not on the disk
         self._version = 0                                                      # the one in place
         self._structure: tuple[object, ...] = ()                               # of the adapter in place
         if settings.adapter:
             self._adapter = Adapter.load(engine.model, settings.adapter)
-            loaded = _Version(self._adapter.snapshot(), settings.adapter, settings, None)
+            loaded = Version(self._adapter.snapshot(), settings.adapter, settings, None)
             self._versions, self._structure = [loaded], loaded.structure
             self._record("adapter", path=str(Path(settings.adapter).absolute()), sha256=store.directory_sha256(Path(settings.adapter)), loaded=True)
 
@@ -214,7 +214,7 @@ class Session:
             messages = tuple(prompt)
         ids = self.engine.prompt_ids(messages)
         self.decoder.limit(ids, self._sampling())  # refuses what does not fit
-        question = _Question(messages, ids, self._sampling())
+        question = Question(messages, ids, self._sampling())
         self._record("prompt", messages=list(messages), prompt_ids=list(ids), sampling=store.to_json(question.sampling))
         return self._generate((), None, stop, question)
 
@@ -465,7 +465,7 @@ class Session:
                 self._install(*was)
         before = self._versions[self._version]
         loaded = before.loaded if before is not None and self._adapter.from_file else None
-        version = _Version(self._adapter.snapshot(), loaded, settings, result, was)
+        version = Version(self._adapter.snapshot(), loaded, settings, result, was)
         self._versions.append(version)
         self._version, self._structure, self.training = len(self._versions) - 1, version.structure, result
         parent = self.node
@@ -791,7 +791,7 @@ class Session:
         return chain(repeated, self._generate(tokens[:correction.position], correction, stop))
 
     def _generate(self, known: Sequence[Token], correction: Correction | None, stop: Stop = never,
-                  question: _Question | None = None) -> Iterator[Token]:
+                  question: Question | None = None) -> Iterator[Token]:
         """Behind `known`, what the correction puts there and what the model goes on with; a new node, however far it came.
 
         A new question takes the place of the one before with its first node: one that fails leaves the session where it was.
@@ -868,7 +868,8 @@ def trained_node(number: int, parent: Node, result: TrainingResult, adapter: int
 
 def recorded_settings(settings: Settings) -> dict[str, Any]:
     """The settings that answers and trainings depend on, as a session file has them."""
-    return {name: store.to_json(getattr(settings, name)) for name in FIELDS if name not in NOT_RECORDED}
+    values = {name: getattr(settings, name) for name in FIELDS if name not in NOT_RECORDED}
+    return values | {"template_args": dict(settings.template_args)}
 
 
 def opening_note(engine: Engine, settings: Settings) -> dict[str, Any]:

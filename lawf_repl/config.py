@@ -167,6 +167,11 @@ def with_setting(settings: Settings, name: str, text: str) -> Settings:
     return replace(settings, **changed)  # type: ignore[arg-type]  # checked by its rule
 
 
+def check_value(name: str, value: object) -> Value:
+    """A typed value for a field, from a file, if its rule accepts it. Raises UsageError."""
+    return _checked(name, rule_of(name), value)
+
+
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --config and a flag for every field that has one; flags not given leave no trace in the namespace."""
     group = parser.add_argument_group("shared settings")

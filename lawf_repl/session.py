@@ -6,24 +6,29 @@ cases are trained into one adapter. Whatever happens is also an event, written t
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lawf_repl import corrections, store
-from lawf_repl.config import Settings, with_setting
+from safetensors import SafetensorError
+
+from lawf_repl import __version__, corrections, store
+from lawf_repl.config import FIELDS, Settings, with_setting
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
-from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError
+from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError, first_line
 from lawf_repl.learn.adapter import Adapter, Weights, find_targets, rank_for
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.conflicts import check_cases, conflict_text, conflicts
 from lawf_repl.learn.train import train
 from lawf_repl.learn.variations import variations
+from lawf_repl.measure.answers import weights_sha256
 from lawf_repl.measure.probes import ProbeSet, base_answers
 from lawf_repl.measure.prompts import Prompts
 from lawf_repl.measure.scorecard import answer_text, measure
@@ -52,11 +57,14 @@ AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device
                       "keys"})  # settings that have had their effect when a session begins
 RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
 VARIED = 512  # variations of all cases together at most: every look at them is a pass over all
+NOT_RECORDED = frozenset({"model", "revision", "adapter", "device", "device_map", "trust_remote_code", "offline", "json", "plain", "vi",
+                          "theme", "history", "mouse", "keys"})
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers")  # whose versions can change what a model answers
 WATCHED = 8  # probes whose drift is shown while training runs
 
 
 @dataclass(frozen=True)
-class _Question:
+class Question:
     """What was asked: a root of the tree."""
 
     messages: tuple[Message, ...] = ()
@@ -65,10 +73,10 @@ class _Question:
 
 
 @dataclass(frozen=True)
-class _Version:
+class Version:
     """An adapter that the session had, as far as it is needed to have it back. None of it changes."""
 
-    weights: Weights
+    weights: Weights | None        # None: the session was read from a file, and this adapter was not saved
     loaded: str | None             # the folder it was loaded from, whose structure it has; None if it was made here
     settings: Settings             # rank and layers of one made here
     training: TrainingResult | None
@@ -90,7 +98,8 @@ class Session:
     def __init__(self, engine: Engine, settings: Settings, probes: ProbeSet | Prompts | None = None,
                  file: store.SessionFile | None = None) -> None:
         find_targets(engine.model, settings.layers)  # a model that cannot be trained is refused before it answers
-        self.engine, self.settings, self.file = engine, settings, file
+        self.engine, self.settings, self._began = engine, settings, settings
+        self.journal = store.Journal(self._opening, file)
         self._prompts = probes if isinstance(probes, Prompts) else None        # until the base has answered them all
         self.probes = probes.answered if isinstance(probes, Prompts) else probes or ProbeSet()
         self.decoder = Decoder(engine)
@@ -101,9 +110,8 @@ class Session:
         self.training: TrainingResult | None = None
         self.paraphrases: list[str] = []
         self.neighbours: list[str] = []
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self._question = _Question()
-        self._questions: dict[int, _Question] = {}                             # by the id of the root
+        self._question = Question()
+        self._questions: dict[int, Question] = {}                             # by the id of the root
         self._redo: list[Node] = []
         self._judged: dict[int, tuple[Completion, tuple[Token, ...]]] = {}     # what the base thinks of an answer, by id()
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
@@ -114,16 +122,46 @@ class Session:
         self._own_probes: dict[tuple[int, ...], Pair] = {}                     # the user's further probes, with the base's answers
         self._card: Scorecard | None = None                                    # the last one
         self._adapter: Adapter | None = None
-        self._versions: list[_Version | None] = [None]                         # every adapter so far; None is no adapter
+        self._versions: list[Version | None] = [None]                         # every adapter so far; None is no adapter
+        self._adapter_trouble: SessionError | None = None                      # why the one in place is not on the disk
         self._version = 0                                                      # the one in place
         self._structure: tuple[object, ...] = ()                               # of the adapter in place
         if settings.adapter:
             self._adapter = Adapter.load(engine.model, settings.adapter)
-            loaded = _Version(self._adapter.snapshot(), settings.adapter, settings, None)
+            loaded = Version(self._adapter.snapshot(), settings.adapter, settings, None)
             self._versions, self._structure = [loaded], loaded.structure
             self._record("adapter", path=str(Path(settings.adapter).absolute()), sha256=store.directory_sha256(Path(settings.adapter)), loaded=True)
 
+    def _opening(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """What a session file begins with: what the model is, and what an answer depends on besides."""
+        return self.engine.fingerprint(), opening_note(self.engine, self._began)
+
     # -- what the front shows ----------------------------------------------------------------------------------------
+
+    @property
+    def file(self) -> store.SessionFile | None:
+        return self.journal.file
+
+    @property
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Everything that happened, by type."""
+        return [(event["type"], event) for event in self.journal.events]
+
+    @property
+    def place(self) -> Path | None:
+        """Where the session is saved; None where it is not."""
+        return self.journal.file.path if self.journal.file is not None else None
+
+    @property
+    def trouble(self) -> SessionError | None:
+        """What went wrong when something was saved that is not on the disk yet."""
+        return self.journal.trouble or self._adapter_trouble
+
+    @property
+    def unsaved(self) -> str:
+        """Why the last events are not on the disk, in a line for the user; empty where they are."""
+        trouble = self.trouble
+        return f"{trouble}; nothing is lost while lawf runs: /save NAME writes it elsewhere" if trouble else ""
 
     @property
     def model_name(self) -> str:
@@ -162,10 +200,16 @@ class Session:
         """Change a setting by its name. Raises UsageError, also for one of loading, which would have no effect any more."""
         if name.strip().replace("-", "_") in AT_START:
             raise UsageError(f"{name.strip()} is read when lawf starts: leave, and start it with --{name.strip().replace('_', '-')}")
-        self.settings = with_setting(self.settings, name, value)
+        self._set(with_setting(self.settings, name, value))
 
     def set_system(self, text: str) -> None:
-        self.settings = replace(self.settings, system=text or None)
+        self._set(replace(self.settings, system=text or None))
+
+    def _set(self, settings: Settings) -> None:
+        before, self.settings = recorded_settings(self.settings), settings
+        changed = {name: value for name, value in recorded_settings(settings).items() if value != before[name]}
+        if changed:
+            self._record("note", text=f"set {', '.join(changed)}", what="settings", settings=changed)
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -178,7 +222,7 @@ class Session:
             messages = tuple(prompt)
         ids = self.engine.prompt_ids(messages)
         self.decoder.limit(ids, self._sampling())  # refuses what does not fit
-        question = _Question(messages, ids, self._sampling())
+        question = Question(messages, ids, self._sampling())
         self._record("prompt", messages=list(messages), prompt_ids=list(ids), sampling=store.to_json(question.sampling))
         return self._generate((), None, stop, question)
 
@@ -190,13 +234,13 @@ class Session:
         messages = (*self._question.messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": text})
         ids = self.engine.follow_up_ids(answer.prompt_ids, answer.ids, messages)
         self.decoder.limit(ids, self._sampling())
-        question = _Question(messages, ids, self._sampling())
+        question = Question(messages, ids, self._sampling())
         self._record("prompt", messages=list(messages), prompt_ids=list(ids), sampling=store.to_json(question.sampling), behind=self.node.id)
         return self._generate((), None, stop, question)
 
     def new_conversation(self) -> None:
         """The next question is a first one; the tree and the cases stay."""
-        self.node, self._question, self._redo = None, _Question(), []
+        self.node, self._question, self._redo = None, Question(), []
 
     @property
     def turn(self) -> int:
@@ -236,6 +280,12 @@ class Session:
         return self.decoder.alternatives([*answer.prompt_ids, *answer.ids[:position]], count)
 
     # -- correcting --------------------------------------------------------------------------------------------------
+
+    def apply(self, correction: Correction, stop: Stop = never) -> Iterator[Token]:
+        """Make a correction that was made before, id for id. Raises FixError where the answer that stands is another."""
+        if correction.removed_ids != self._answer().ids[correction.position:]:
+            raise FixError(f"the correction at position {correction.position} was made on another answer than the one that stands")
+        return self._correct(correction, stop)
 
     def replace(self, position: int, text: str, stop: Stop = never) -> Iterator[Token]:
         """Put `text`, exactly, behind the tokens before `position`; the model goes on from there.
@@ -395,15 +445,21 @@ class Session:
         if not anchors:
             raise NothingToFix("nothing to accept: no token was corrected")
         assert self.node is not None
+        case = self._accept(self.node, anchors)
+        self._record("accept", node=self.node.id, completion_ids=list(answer.ids), text=answer.text,
+                     anchors=[store.anchor_to_json(a) for a in anchors])
+        return case
+
+    def _accept(self, node: Node, anchors: tuple[Anchor, ...]) -> Case:
+        """The answer of the node where the session stands, as the case of its prompt."""
+        answer = node.completion
         case = Case(self.prompt_text, answer.prompt_ids, answer.ids, anchors, answer_text(self.engine, answer.prompt_ids, answer.ids))
         self.cases = (*(other for other in self.cases if other.prompt_ids != case.prompt_ids), case)
         self._firsts.pop(case.prompt_ids, None)
-        root = self._root(self.node)
+        root = self._root(node)
         if not root.adapted:
             self._firsts[case.prompt_ids] = (root.completion, self._question.sampling)
         self._case_messages[case.prompt_ids] = self._question.messages
-        self._record("accept", node=self.node.id, completion_ids=list(answer.ids), text=answer.text,
-                     anchors=[store.anchor_to_json(a) for a in anchors])
         return case
 
     def adopt(self, case: Case, messages: Sequence[Message]) -> None:
@@ -421,7 +477,8 @@ class Session:
             raise TrainingError(f"there is no accepted answer {number + 1}: {len(self.cases)} are there")
         case = self.cases[number]
         self.cases = (*self.cases[:number], *self.cases[number + 1:])
-        self._record("note", text="an accepted answer was taken out of the training", prompt=case.prompt, prompt_ids=list(case.prompt_ids))
+        self._record("note", text="an accepted answer was taken out of the training", what="dropped", prompt=case.prompt,
+                     prompt_ids=list(case.prompt_ids))
         return case
 
     # -- training ----------------------------------------------------------------------------------------------------
@@ -457,16 +514,16 @@ class Session:
                 self._install(*was)
         before = self._versions[self._version]
         loaded = before.loaded if before is not None and self._adapter.from_file else None
-        version = _Version(self._adapter.snapshot(), loaded, settings, result, was)
+        version = Version(self._adapter.snapshot(), loaded, settings, result, was)
         self._versions.append(version)
         self._version, self._structure, self.training = len(self._versions) - 1, version.structure, result
         parent = self.node
         if parent is not None:
-            self._add(Node(len(self.nodes), parent.id, parent.completion, None, result, self._version, True, self.settings.confidence,
-                           parent.fix_positions, parent.adapted_positions, parent.adapted))
+            self._add(trained_node(len(self.nodes), parent, result, self._version, self.settings.confidence))
         recipe = {name: getattr(settings, name) for name in RECIPE}
         self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, adapter=self._version,
                      before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result))
+        self._keep_adapter()
 
     def prepare(self, stop: Stop = never) -> Iterator[Progress]:
         """What the base has to answer before a training can begin, which train() does too where it was not asked for before.
@@ -515,7 +572,7 @@ class Session:
         with self._switched(False):
             answer = base_answers(self.engine, [ids], self.settings.max_tokens)[0]
         self._held[ids] = (ids, answer)
-        self._record("note", text="an answer is held", prompt=prompt, prompt_ids=list(ids), answer_ids=list(answer))
+        self._record("note", text="an answer is held", what="held", prompt=prompt, prompt_ids=list(ids), answer_ids=list(answer))
 
     def mend(self, stop: Stop = never) -> Iterator[tuple[str, Check]]:
         """Make what the last scorecard found wrong part of what is trained; yields ("case" or "held", what was found).
@@ -562,14 +619,14 @@ class Session:
             self.undo()
         elif version is not None and version.training is not None:
             self._install(*version.before)
-        self._record("note", text="the last training was discarded", adapter=self._version, adapter_on=self.adapter_on)
+        self._record("note", text="the last training was discarded", what="adapter", adapter=self._version, adapter_on=self.adapter_on)
 
     def switch_adapter(self, on: bool) -> None:
         """Turn the adapter on or off; the cache is dropped, since it holds the other's states. Raises TrainingError without one."""
         if self._adapter is None:
             raise TrainingError("there is no adapter yet: train one, or start with --adapter DIR")
         self._switch(on)
-        self._record("note", text=f"the adapter was switched {'on' if on else 'off'}", adapter=self._version, adapter_on=on)
+        self._record("note", text=f"the adapter was switched {'on' if on else 'off'}", what="adapter", adapter=self._version, adapter_on=on)
 
     def _switch(self, on: bool) -> None:
         assert self._adapter is not None
@@ -580,7 +637,7 @@ class Session:
         """Take the adapter out: the model is the base again. The tree still has the adapter."""
         if self._adapter is not None:
             self._install(self._nothing())
-            self._record("note", text="the adapter was taken out", adapter=self._version, adapter_on=False)
+            self._record("note", text="the adapter was taken out", what="adapter", adapter=self._version, adapter_on=False)
 
     def _install(self, number: int, on: bool = True) -> None:
         """Put one of the session's adapters in place, or none. Raises ModelError where its folder is no longer there.
@@ -588,6 +645,8 @@ class Session:
         Whatever goes wrong or comes between, an interrupt too, leaves the base and says so, never half an adapter.
         """
         version, done = self._versions[number], False
+        if version is not None and version.weights is None:
+            raise TrainingError("the adapter of this training was not saved before lawf ended: /train makes it again")
         self.decoder.drop_cache()
         try:
             if version is None or self._adapter is None or self._structure != version.structure:
@@ -596,6 +655,7 @@ class Session:
                 if self._adapter is None:
                     self._adapter = Adapter.load(self.engine.model, version.loaded) if version.loaded \
                         else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
+                assert version.weights is not None
                 self._adapter.restore(version.weights)
                 self._adapter.switch(on)
             done = True
@@ -630,7 +690,8 @@ class Session:
             known = before.ids[:len(first.ids)] if first and first.finish == "interrupted" else before.ids
             rerun = Rerun(case.prompt, before, case.accepted, after, first is None or known == first.ids)
             self._record("rerun", prompt=case.prompt, before=before.text, before_ids=list(before.ids), before_matches=rerun.before_matches,
-                         accepted=case.accepted, after=after.text, after_ids=list(after.ids), fixed=rerun.fixed)
+                         accepted=case.accepted, after=after.text, after_ids=list(after.ids), fixed=rerun.fixed,
+                         adapter=self._version, after_completion=store.completion_to_json(after))
             out.append(rerun)
         return tuple(out)
 
@@ -663,10 +724,12 @@ class Session:
     def add_paraphrase(self, text: str) -> None:
         self._check_prompt(text)
         self.paraphrases.append(text)
+        self._record("note", text="a paraphrase", what="paraphrase", prompt=text)
 
     def add_neighbour(self, text: str) -> None:
         self._check_prompt(text)
         self.neighbours.append(text)
+        self._record("note", text="a neighbour", what="neighbour", prompt=text)
 
     def add_probe(self, text: str) -> None:
         """Measure drift on this prompt too, from the base's answer to it. Raises UsageError for one that is held: it would measure nothing."""
@@ -680,18 +743,54 @@ class Session:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
+    def keep_in(self, folder: Path) -> None:
+        """From the first event on, save everything as it happens in a file of `folder`, named by the time."""
+        self.journal.keep_in(folder)
+
+    def rename(self, path: Path) -> Path:
+        """Name the session: its file, adapters and lock go to `path`; returns it.
+
+        Where that cannot be (it has no file, or one on another disk, or one that is full or was removed) everything is written
+        anew at `path`, and the session goes on there. Raises SessionError where neither works; then nothing has changed.
+        """
+        file = self.journal.file
+        if file is not None and self.trouble is None:
+            try:
+                file.rename(path)
+                return path
+            except SessionError:
+                if path.exists() or store.adapter_path(path).exists():
+                    raise
+        self.journal.move_to(*self._copy(path))
+        self._adapter_trouble = None
+        return path
+
     def save(self, path: str) -> str:
         """Write everything that happened so far to a new session file, the adapter beside it; returns the path."""
-        if self._adapter is not None:
-            refuse_existing(store.adapter_path(Path(path)))
-        with store.SessionFile.create(Path(path), self.engine.fingerprint()) as file:
-            for type_, fields in self.events:
-                file.append(type_, **fields)
-            if self._adapter is not None:
-                folder = store.adapter_path(Path(path))
-                self.save_adapter(str(folder))
-                file.append("adapter", path=folder.name, sha256=store.directory_sha256(folder))
+        file, _ = self._copy(Path(path))
+        file.close()
         return path
+
+    def _copy(self, path: Path) -> tuple[store.SessionFile, list[store.Event]]:
+        """A new session file that has everything, open, and the events that it has besides. Raises SessionError; then there is none."""
+        refuse_existing(store.adapter_path(path))
+        file, more, stood = self.journal.save(path), [], (self._version, self.adapter_on)
+        made = [number for number, version in enumerate(self._versions) if version is not None and version.weights is not None and number != stood[0]]
+        try:
+            for number in [*(number for number in made if self._versions[number].training is not None), stood[0]]:  # type: ignore[union-attr]
+                if number != self._version:
+                    self._install(number)
+                if self._adapter is not None:
+                    sha256 = store.keep_adapter(path, self._write_adapter)
+                    more.append(file.append("adapter", path=store.adapter_path(path).name, sha256=sha256, adapter=number))
+        except BaseException:
+            file.close()
+            store.remove(path)
+            raise
+        finally:
+            if (self._version, self.adapter_on) != stood:
+                self._install(*stood)
+        return file, more
 
     def save_adapter(self, path: str) -> str:
         """Write the adapter as a standard peft directory; returns the path. Raises TrainingError without one, SessionError on disk trouble."""
@@ -699,10 +798,40 @@ class Session:
             raise TrainingError("there is no adapter to save: train one first")
         refuse_existing(Path(path))
         try:
-            self._adapter.save(path)
+            self._write_adapter(Path(path))
         except OSError as error:
             raise SessionError(f"the adapter could not be written to {path}: {error.strerror or error}") from error
         return path
+
+    def _write_adapter(self, folder: Path) -> None:
+        """Raises OSError, whatever the library's own error is."""
+        assert self._adapter is not None
+        try:
+            self._adapter.save(folder)
+        except SafetensorError as error:
+            raise OSError(first_line(error)) from error
+
+    def _keep_adapter(self) -> None:
+        """Put the adapter beside the session's file; like an event, it never interrupts."""
+        file = self.journal.file
+        if file is None:
+            return
+        try:
+            sha256 = store.keep_adapter(file.path, self._write_adapter)
+        except SessionError as error:
+            self._adapter_trouble = error
+        else:
+            self._adapter_trouble = None
+            self._record("adapter", path=store.adapter_path(file.path).name, sha256=sha256, adapter=self._version)
+
+    def close(self) -> None:
+        """Leave: the model is the base again, the file is closed."""
+        if self._adapter_trouble is not None and self._adapter is not None:
+            self._keep_adapter()  # there may be room by now
+        self.decoder.drop_cache()
+        self._remove_adapter()
+        self._version, self._structure = self._nothing(), ()
+        self.journal.close()
 
     def record_adapter(self, folder: Path) -> None:
         """Note a saved adapter in the session file."""
@@ -746,7 +875,7 @@ class Session:
         return chain(repeated, self._generate(tokens[:correction.position], correction, stop))
 
     def _generate(self, known: Sequence[Token], correction: Correction | None, stop: Stop = never,
-                  question: _Question | None = None) -> Iterator[Token]:
+                  question: Question | None = None) -> Iterator[Token]:
         """Behind `known`, what the correction puts there and what the model goes on with; a new node, however far it came.
 
         A new question takes the place of the one before with its first node: one that fails leaves the session where it was.
@@ -754,26 +883,19 @@ class Session:
         parent, asked = (self.node, self._question) if question is None else (None, question)
         prompt_ids, sampling = asked.prompt_ids, self._sampling()
         forced = correction.ids if correction else ()
-        own = len(known) + len(forced)  # from here on it is the model's
         try:
             yield from self.decoder.generate(prompt_ids, forced, sampling, stop, known)
         finally:
             answer = self.decoder.last
-            if answer is not None and answer.prompt_ids == prompt_ids and len(answer.tokens) >= own:
-                fixed = frozenset(p for p in parent.fix_positions if p < len(known)) if parent else frozenset()
-                adapted = frozenset(p for p in parent.adapted_positions if p < len(known)) if parent else frozenset()
-                if self.adapter_on:
-                    adapted |= frozenset(range(own, len(answer.tokens)))
-                mixed = self.adapter_on or (parent is not None and parent.adapted)
-                node = Node(len(self.nodes), parent.id if parent else None, answer, correction, None, self._version, self.adapter_on,
-                            self.settings.confidence, fixed | frozenset(range(len(known), own)), adapted, mixed)
+            if answer is not None and answer.prompt_ids == prompt_ids and len(answer.tokens) >= len(known) + len(forced):
+                node = answered_node(len(self.nodes), parent, answer, correction, self._version, self.adapter_on, self.settings.confidence)
                 self._question = asked
                 self._add(node)
                 if correction:
                     self._record("correction", node=node.id, parent=node.parent, adapter_on=self.adapter_on, confidence=node.confidence,
                                  **store.correction_to_json(correction))
-                self._record("completion", node=node.id, adapter_on=self.adapter_on, sampling=store.to_json(sampling),
-                             **store.completion_to_json(answer))
+                self._record("completion", node=node.id, adapter=self._version, adapter_on=self.adapter_on, confidence=node.confidence,
+                             sampling=store.to_json(sampling), **store.completion_to_json(answer))
 
     def _add(self, node: Node) -> None:
         """A new node of the tree, where the session stands now."""
@@ -805,9 +927,41 @@ class Session:
                 self._switch(was)
 
     def _record(self, type_: str, **fields: Any) -> None:
-        self.events.append((type_, fields))
-        if self.file is not None:
-            self.file.append(type_, **fields)
+        self.journal.record(type_, **fields)
+
+
+def answered_node(number: int, parent: Node | None, answer: Completion, correction: Correction | None, adapter: int, adapter_on: bool,
+                  confidence: float) -> Node:
+    """The node of an answer: what the correction put there and what the model, with or without an adapter, went on with."""
+    kept = correction.position if correction else 0
+    own = kept + (len(correction.ids) if correction else 0)  # from here on it is the model's
+    fixed = frozenset(p for p in parent.fix_positions if p < kept) if parent else frozenset()
+    adapted = frozenset(p for p in parent.adapted_positions if p < kept) if parent else frozenset()
+    if adapter_on:
+        adapted |= frozenset(range(own, len(answer.tokens)))
+    mixed = adapter_on or (parent is not None and parent.adapted)
+    return Node(number, parent.id if parent else None, answer, correction, None, adapter, adapter_on, confidence,
+                fixed | frozenset(range(kept, own)), adapted, mixed)
+
+
+def trained_node(number: int, parent: Node, result: TrainingResult, adapter: int, confidence: float) -> Node:
+    """The node of a training: the answer is the parent's."""
+    return Node(number, parent.id, parent.completion, None, result, adapter, True, confidence, parent.fix_positions, parent.adapted_positions,
+                parent.adapted)
+
+
+def recorded_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that answers and trainings depend on, as a session file has them."""
+    values = {name: getattr(settings, name) for name in FIELDS if name not in NOT_RECORDED}
+    return values | {"template_args": dict(settings.template_args)}
+
+
+def opening_note(engine: Engine, settings: Settings) -> dict[str, Any]:
+    """The first event of a session, and of going on with one: with which software, on which device, under which settings."""
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
+    return {"text": f"recorded with lawf {__version__}, " + ", ".join(f"{name} {number}" for name, number in versions.items()), "what": "opened",
+            "versions": versions, "device": engine.device.type, "weights_sha256": weights_sha256(engine.model),
+            "settings": recorded_settings(settings)}
 
 
 def refuse_existing(path: Path) -> None:

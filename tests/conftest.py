@@ -87,12 +87,10 @@ def fixed_session(demo_engine: Engine, demo_probe_set: ProbeSet, tmp_path_factor
     session.add_neighbour("What is the capital of Spain?")
     for _ in session.train():
         pass
-    session.save_adapter(str(adapter_path(path)))
-    session.record_adapter(adapter_path(path))
+    assert adapter_path(path).is_dir(), "it was saved with the training"
     session.scorecard(session.rerun())
     assert session.file is not None
     session.file.close()
-    session.file = None
     session.reset_adapter()
     return path
 

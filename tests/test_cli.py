@@ -86,7 +86,7 @@ def test_fix_by_want_does_the_whole_job(capsys: pytest.CaptureFixture[str], tmp_
     assert card["reliability"] == 1 and card["generality"]["n"] == 1 and card["locality"] == {"n": 1, "exact": 1}
     assert card["probes"]["n"] >= 200 and card["probes"]["drift_nats"] <= 0.001
     assert [event["type"] for event in store.load(session).events] == [
-        "prompt", "completion", "correction", "completion", "accept", "training", "adapter", "adapter", "rerun", "scorecard"]
+        "note", "prompt", "completion", "correction", "completion", "accept", "note", "note", "training", "adapter", "adapter", "rerun", "scorecard"]
     for folder in (tmp_path / "lora", tmp_path / "one.adapter"):
         assert (folder / "adapter_model.safetensors").is_file()
     again = run(capsys, "answer", AUSTRALIA, "--adapter", str(tmp_path / "lora"))

@@ -17,9 +17,9 @@ HEAVY = {"torch", "transformers", "peft", "rich", "prompt_toolkit"}
 
 # A part of the package may import its own level and lower ones.
 LEVELS = (
-    {"records", "config", "errors", "spans", "conversations", "corrections", "store", "lawf_repl"},
+    {"records", "config", "errors", "spans", "conversations", "corrections", "store", "places", "lawf_repl"},
     {"engine", "learn", "measure"},
-    {"session", "replay", "export", "bench", "demo"},
+    {"session", "restore", "replay", "export", "bench", "demo"},
     {"cli", "ui", "verbs", "__main__"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}

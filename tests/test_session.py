@@ -307,11 +307,11 @@ def test_everything_is_written_to_the_file_as_it_happens(demo_engine: Engine, tm
     run(session.ask(AUSTRALIA))
     run(session.want(RIGHT))
     session.accept()
-    assert [event["type"] for event in store.load(path).events][:2] == ["prompt", "completion"]
+    assert [event["type"] for event in store.load(path).events][:3] == ["note", "prompt", "completion"]
     run(session.train())
     session.rerun()
     loaded = store.load(path)
-    assert [event["type"] for event in loaded.events][-4:] == ["completion", "accept", "training", "rerun"]
+    assert [event["type"] for event in loaded.events][-5:] == ["completion", "accept", "training", "adapter", "rerun"]
     assert loaded.header["model"] == demo_engine.fingerprint()
     copy = session.save(str(tmp_path / "two.jsonl"))
     assert [event["type"] for event in store.load(Path(copy)).events][-1] == "adapter"

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from lawf_repl import __version__, records, store
 from lawf_repl.errors import SessionError
-from lawf_repl.store import SessionFile, adapter_path, directory_sha256, load, lock_path, open_to_append
+from lawf_repl.store import SessionFile, adapter_path, directory_sha256, lines, load, lock_path, open_to_append
+from lawf_repl.store.lines import to_line
 
 MODEL = {"id": "demo", "revision": None, "config_sha256": "a", "tokenizer_sha256": "b", "template_sha256": "c", "dtype": "float32"}
 SURROGATES_TOO = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -213,7 +214,7 @@ def test_missing_files_and_folders_give_one_line(tmp_path: Path) -> None:
 
 
 def test_a_line_above_50_mb_is_neither_read_nor_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_LINE_BYTES", 5000)
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 5000)
     with SessionFile.create(path, MODEL) as session:
         with pytest.raises(SessionError, match="above 50 MB"):
             session.append("note", text="x" * 5000)
@@ -226,7 +227,7 @@ def test_a_line_above_50_mb_is_neither_read_nor_written(path: Path, monkeypatch:
 @given(st.binary(max_size=80), st.booleans())
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_load_or_are_refused_in_one_line(path: Path, content: bytes, with_header: bool) -> None:
-    header = store._line({"lawf_session": 1, "id": "", "created": "", "lawf_version": "", "model": {}})
+    header = to_line({"lawf_session": 1, "id": "", "created": "", "lawf_version": "", "model": {}})
     path.write_bytes(header * with_header + content)
     try:
         load(path)
@@ -241,18 +242,18 @@ def test_an_older_schema_is_migrated_in_order(path: Path, monkeypatch: pytest.Mo
     def step(name: str) -> store.Migration:
         return lambda header, events: (header, [{**event, "text": event["text"] + name} for event in events])
 
-    monkeypatch.setattr(store, "SCHEMA", 3)
-    monkeypatch.setattr(store, "MIGRATIONS", {1: step(" one"), 2: step(" two")})
+    monkeypatch.setattr(lines, "SCHEMA", 3)
+    monkeypatch.setattr(lines, "MIGRATIONS", {1: step(" one"), 2: step(" two")})
     assert texts(path) == ["note 0 豆包 one two"] and load(path).header["lawf_session"] == 3
     assert path.read_bytes() == content  # reading changes nothing
     with open_to_append(path) as session:
         session.append("note", text="new")
-    monkeypatch.setattr(store, "MIGRATIONS", {})
+    monkeypatch.setattr(lines, "MIGRATIONS", {})
     assert texts(path) == ["note 0 豆包 one two", "new"]
 
 
 def test_every_older_schema_has_a_migration() -> None:
-    assert sorted(store.MIGRATIONS) == list(range(1, store.SCHEMA))
+    assert sorted(lines.MIGRATIONS) == list(range(1, lines.SCHEMA))
 
 
 def test_an_event_that_is_none_is_refused_before_anything_is_written(path: Path) -> None:
@@ -425,7 +426,7 @@ RECORD = st.one_of(TOKEN, COMPLETION, CORRECTION, ANCHOR, CASE, NODE, STEP, RESU
 @given(RECORD)
 @settings(deadline=None)
 def test_every_record_survives_a_line_of_a_session(record: Any) -> None:
-    line = store._line({"record": store.to_json(record)})
+    line = to_line({"record": store.to_json(record)})
     assert line.count(b"\n") == 1
     assert store.from_json(type(record), json.loads(line)["record"]) == record
 
@@ -445,7 +446,7 @@ def test_the_named_helpers_are_inverse_to_each_other(
 @settings(deadline=None)
 def test_tokens_that_split_a_character_into_surrogates_load(left: str, right: str) -> None:
     tokens = tuple(records.Token(0, text, 1.0, 0, 0.0) for text in (left, right))
-    back = store.completion_from_json(json.loads(store._line(store.completion_to_json(records.Completion((), tokens, "length")))))
+    back = store.completion_from_json(json.loads(to_line(store.completion_to_json(records.Completion((), tokens, "length")))))
     assert as_json_keeps_it(back.text) == as_json_keeps_it(left + right)
 
 

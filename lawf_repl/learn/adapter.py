@@ -142,6 +142,15 @@ class Adapter:
         self._peft.unload()
 
 
+def read_weights(model: Any, folder: str | Path) -> Weights:
+    """The LoRA weights of a saved adapter, as `snapshot` gives them; the model is as it was. Raises ModelError as `Adapter.load` does."""
+    adapter = Adapter.load(model, folder)
+    try:
+        return adapter.snapshot()
+    finally:
+        adapter.remove()
+
+
 @contextmanager
 def _all_or_nothing(model: Any) -> Iterator[None]:
     """Whatever ends the body early, an interrupt too, every layer that got a LoRA inside is the original again.

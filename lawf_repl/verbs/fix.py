@@ -70,10 +70,11 @@ def run_fix(options: argparse.Namespace, settings: Settings) -> int:
         with interruptible() as stop:
             outcome = carry_out(session, job, None if settings.json else Story(settings), stop)
     finally:
-        if session.file is not None:
-            session.file.close()
+        session.journal.close()
     if settings.json:
         print_json(outcome_json(outcome))
+    if session.trouble is not None:
+        raise session.trouble  # last: the work itself is done
     return 130 if outcome.interrupted else 0 if outcome.fixed else 1
 
 
@@ -175,10 +176,11 @@ def learn(session: Session, job: Job, story: Story | None, stop: Stop, outcome: 
 
 
 def save_adapter(session: Session, job: Job, outcome: Outcome) -> None:
-    for folder in (store.adapter_path(job.session_file) if job.session_file else None, job.adapter_out):
-        if folder is not None:
-            outcome.adapter = session.save_adapter(str(folder))
-            session.record_adapter(folder)
+    if session.place is not None and not session.unsaved:  # it was saved with the training
+        outcome.adapter = str(store.adapter_path(session.place))
+    if job.adapter_out is not None:
+        outcome.adapter = session.save_adapter(str(job.adapter_out))
+        session.record_adapter(job.adapter_out)
 
 
 def tell_result(story: Story, reruns: Sequence[Rerun], outcome: Outcome) -> None:

@@ -141,9 +141,10 @@ def test_an_adapter_without_effect_or_of_another_model_or_on_an_adapted_base_is_
 @pytest.mark.parametrize("kind", ["gemma3", "gpt2", "phi3", "granite", "qwen3_moe"])
 def test_other_architectures_are_refused_by_name(kind: str, tmp_path: Path) -> None:
     model = ARCHITECTURES[kind]()
-    for write in (lambda: write_lora(model, tmp_path, tmp_path / "x"), lambda: write_base(model, None, tmp_path / "x")):
-        with pytest.raises(ExportError, match=type(model).__name__):
-            write()
+    with pytest.raises(ExportError, match=type(model).__name__):
+        write_lora(model, tmp_path, tmp_path / "x")
+    with pytest.raises(ExportError, match=type(model).__name__):
+        write_base(model, None, tmp_path / "x")
 
 
 @pytest.mark.parametrize("kind", sorted(LAYOUTS))
@@ -189,7 +190,8 @@ def test_the_tokenizer_read_back_is_the_demo_tokenizer(tmp_path: Path, demo_engi
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_kept_except_in_norms(dtype: torch.dtype, tmp_path: Path, demo_engine: Engine) -> None:
-    model = tiny("llama").to(dtype)
+    model = tiny("llama")
+    torch.nn.Module.to(model, dtype)
     write_base(model, demo_engine.tokenizer.hub, tmp_path / "base.gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "base.gguf").tensors}
     kind = {torch.float16: gguf.GGMLQuantizationType.F16, torch.bfloat16: gguf.GGMLQuantizationType.BF16}[dtype]

@@ -19,8 +19,7 @@ from lawf_repl.config import Settings
 from lawf_repl.demo import world
 from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ExportError
-from lawf_repl.export import gguf as gguf_module
-from lawf_repl.export import gguf_base
+from lawf_repl.export import gguf_names
 from lawf_repl.export.gguf import GgufCheck, verify_gguf, write_base, write_lora
 from lawf_repl.export.gguf_names import LAYOUTS
 from lawf_repl.export.llama import llama_ids
@@ -85,16 +84,16 @@ def test_the_corrected_demo_model_answers_in_llama_cpp_as_it_does_here(demo: Fil
     assert found.without_lora_text == demo_engine.tokenizer.decode(demo.base)
 
 
-SPOILED: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
+SPOILED: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "layers reversed": lambda fields, tensors: _swap(tensors, lambda name: name.replace(f"blk.{_layer(name)}.", f"blk.{11 - _layer(name)}.")),
-    "a layer missing": lambda fields, tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("blk.7.")] and None,
-    "gate for up": lambda fields, tensors: _swap(tensors, lambda name: name.translate({}).replace("ffn_gate", "ffn_?").replace("ffn_up", "ffn_gate")
+    "a layer missing": lambda fields, tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("blk.7.")],
+    "gate for up": lambda fields, tensors: _swap(tensors, lambda name: name.replace("ffn_gate", "ffn_?").replace("ffn_up", "ffn_gate")
                                                  .replace("ffn_?", "ffn_up")),
     "no alpha": lambda fields, tensors: fields.pop("adapter.lora.alpha"),
     "zeros": lambda fields, tensors: tensors.update({name: tensor * 0 for name, tensor in tensors.items()}),
     "another architecture": lambda fields, tensors: fields.update({"general.architecture": "llama"}),
     "no type": lambda fields, tensors: fields.pop("general.type"),
-    "half a pair": lambda fields, tensors: tensors.pop("blk.4.attn_q.weight.lora_b") and None,
+    "half a pair": lambda fields, tensors: tensors.__delitem__("blk.4.attn_q.weight.lora_b"),
     "unknown tensor": lambda fields, tensors: tensors.update({"blk.9.attn_q.weight.lora_a": next(iter(tensors.values()))}),
 }
 
@@ -133,7 +132,7 @@ def test_files_that_are_none_never_pass(demo: Files) -> None:
     (demo.folder / "junk.gguf").write_bytes(b"GGUF junk")
     for lora, base in (("missing.gguf", "base.gguf"), ("junk.gguf", "base.gguf"), ("lora.gguf", "junk.gguf"), ("base.gguf", "base.gguf")):
         found = demo.check(lora, base)
-        print(f"\n{lora} on {base}: {found.reason}")
+        print(f"\n{lora} on {base}: {found.reason.replace(str(demo.folder), 'DIR')}")
         assert not found.passed and found.verified and "\n" not in found.reason
 
 
@@ -176,13 +175,13 @@ def test_random_models_with_grouped_heads_agree_logit_by_logit(variant: str, dem
 @pytest.mark.parametrize("where", ["the LoRA", "the base", "k as if it had q's heads"])
 def test_a_wrong_order_of_rows_fails(where: str, demo_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One wrong order loads, and may well give the right text: the logits tell."""
-    stored = gguf_module.stored_rows
+    stored = gguf_names.stored_rows
     if where == "the base":
-        monkeypatch.setattr(gguf_base, "stored_rows", lambda tensor, *rest: tensor)
+        monkeypatch.setattr("lawf_repl.export.gguf_base.stored_rows", lambda tensor, *rest: tensor)
     elif where == "the LoRA":
-        monkeypatch.setattr(gguf_module, "stored_rows", lambda tensor, *rest: tensor)
+        monkeypatch.setattr("lawf_repl.export.gguf.stored_rows", lambda tensor, *rest: tensor)
     else:
-        monkeypatch.setattr(gguf_module, "stored_rows", lambda tensor, name, *rest: stored(tensor, name.replace("k_proj", "q_proj"), *rest))
+        monkeypatch.setattr("lawf_repl.export.gguf.stored_rows", lambda tensor, name, *rest: stored(tensor, name.replace("k_proj", "q_proj"), *rest))
     found = files_of(tiny("llama"), demo_engine.tokenizer.hub, tmp_path).check()
     print(f"\nrows wrong in {where}: {found.reason}")
     assert not found.passed and found.largest_difference is not None and found.largest_difference > 0.05
@@ -202,7 +201,7 @@ def test_a_base_in_half_precision_loads_and_is_near(dtype: torch.dtype, most: fl
 # tokenizers
 
 
-def same_ids(base_file: Path, hub: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
+def split_otherwise(base_file: Path, hub: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
     """Texts that llama.cpp and transformers split into other ids."""
     found = llama_ids(base_file, texts)
     assert found is not None
@@ -216,18 +215,19 @@ def test_llama_cpp_splits_the_whole_probe_set_as_the_demo_tokenizer_does(demo: F
     rendered = [str(hub.apply_chat_template([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}], tokenize=False))
                 for prompt, answer in zip(prompts, answers, strict=True)]
     texts = [*prompts, *answers, *rendered]
-    print(f"\n{len(texts)} texts of {len(prompts)} probes: {len(same_ids(demo.folder / 'base.gguf', hub, texts))} split otherwise")
-    assert len(prompts) > 300 and same_ids(demo.folder / "base.gguf", hub, texts) == []
+    print(f"\n{len(texts)} texts of {len(prompts)} probes: {len(split_otherwise(demo.folder / 'base.gguf', hub, texts))} split otherwise")
+    assert len(prompts) == 280 and split_otherwise(demo.folder / "base.gguf", hub, texts) == []
 
 
-ODD = [*TEXT.splitlines(), "12 345 6789 1,000.5 3.14", "a  b   c    d", "line\n\n\nline \n  x\r\n\ty", "It's we'LL YOU'RE don't I'D", "  lead and trail  ",
+ODD = [*TEXT.splitlines(), "12 345 6789 1,000.5 3.14", "a  b   c    d", "line\n\n\nline \n  x\r\n\ty", "It's we'LL YOU'RE don't I'D",
+        "  lead and trail  ",
        "\t\t\n ", "x=1;y+=2//z", "«quote» — dash… 100% €5 №7", "豆包和豆", "日本語テキスト한국어", "👩‍👩‍👧 🏳️‍🌈 é", "ⅷ ² ٣ ४ a1b2", "", " ",
        "\u00a0nbsp\u3000wide", "<|im_start|>user\nhi<|im_end|>\n"]
 
 
 def test_llama_cpp_splits_odd_texts_as_the_demo_tokenizer_does(demo: Files, demo_engine: Engine) -> None:
     texts = [unicodedata.normalize("NFC", text) for text in ODD]
-    assert same_ids(demo.folder / "base.gguf", demo_engine.tokenizer.hub, texts) == []
+    assert split_otherwise(demo.folder / "base.gguf", demo_engine.tokenizer.hub, texts) == []
 
 
 @pytest.mark.parametrize("name", ["gpt2", "cleanup", "byte_bpe", "qwen2"])
@@ -238,14 +238,17 @@ def test_each_named_split_is_llama_cpps(name: str, tmp_path: Path) -> None:
     model = tiny("llama", vocab_size=len(hub) + 3, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
     write_base(model, hub, tmp_path / "base.gguf")
     texts = [unicodedata.normalize("NFC", text) for text in [*ODD, *(row["prompt"] for rows in PROBES.values() for row in rows)]]
-    assert same_ids(tmp_path / "base.gguf", hub, texts) == []
+    assert split_otherwise(tmp_path / "base.gguf", hub, texts) == []
 
 
-def test_a_wrong_known_split_would_be_noticed(demo_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lawf_repl.export.gguf_tokens.split_name", lambda state: "gpt-2")
-    write_base(tiny("qwen3"), demo_engine.tokenizer.hub, tmp_path / "base.gguf")
-    assert same_ids(tmp_path / "base.gguf", demo_engine.tokenizer.hub, ["1234 and 56789", *ODD])
+@pytest.mark.parametrize("name", ["gpt2", "cleanup"])
+def test_a_wrong_known_split_is_noticed_and_an_unknown_one_does_not_load(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = ZOO[name]()
+    model = tiny("llama", vocab_size=len(hub), hidden_size=16, intermediate_size=16, num_hidden_layers=1)
+    monkeypatch.setattr("lawf_repl.export.gguf_tokens.split_name", lambda state: "qwen2")
+    write_base(model, hub, tmp_path / "base.gguf")
+    assert split_otherwise(tmp_path / "base.gguf", hub, ODD)
     monkeypatch.setattr("lawf_repl.export.gguf_tokens.split_name", lambda state: "no-such-split")
-    write_base(tiny("qwen3"), demo_engine.tokenizer.hub, tmp_path / "base.gguf")
-    with pytest.raises(ExportError, match="does not load"):
+    write_base(model, hub, tmp_path / "base.gguf")
+    with pytest.raises(ExportError, match="no-such-split"):
         llama_ids(tmp_path / "base.gguf", ["a"])

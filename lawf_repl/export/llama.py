@@ -113,7 +113,7 @@ def _not_run(result: dict[str, Any] | None, log: str) -> GgufCheck:
         version = result.get("version", "cannot be imported")
         return GgufCheck(False, f"{NOT_VERIFIED}llama-cpp-python {version} ({result['missing']}): pip install 'lawf-repl[gguf]'", verified=False)
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    told = [line for line in lines if re.search(r"error|fail|mismatch|expect|incorrect|does not exist|assert|missing", line, re.IGNORECASE)]
+    told = [line for line in lines if re.search(r"\b(error|failed|mismatch|expect|incorrect|does not exist)\b|ASSERT", line)]
     last = (told or lines or ["it said nothing"])[0 if result is not None else -1]
     what = result["failure"] if result is not None else f"llama.cpp stopped ({lines[-1] if lines else 'without a word'})"
     return GgufCheck(False, f"{what}: {last[:200]}")

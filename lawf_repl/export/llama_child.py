@@ -44,7 +44,7 @@ class Llama:
         params.n_ctx = params.n_batch = context
         params.type_k = params.type_v = F32
         params.flash_attn_type = self.cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.n_threads = params.n_threads_batch = max(1, min(8, os.cpu_count() or 1))
+        params.n_threads = params.n_threads_batch = max(1, min(8, (os.cpu_count() or 1) // 2))  # they spin: one too many stands still
         self.context = self.cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise Failure("llama.cpp makes no context for the base")

@@ -28,6 +28,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="lawf", description="Fix one misbehaving prompt of a local language model, token by token, and change nothing else.",
                     epilog="Without a command: the REPL, on the embedded demo model if no model is named.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"lawf {__version__}")
+    parser.add_argument("--resume", action="store_true", help="go on with the session that was written to last")
     add_shared_flags(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
@@ -49,6 +50,13 @@ def make_parser() -> Parser:
     fix.add_argument("--session", type=Path, metavar="FILE", help="write the session there, the adapter beside it")
     fix.add_argument("--adapter-out", type=Path, metavar="DIR", help="write the adapter there")
 
+    replay = commands.add_parser("replay", help="saved sessions again, checked token by token against their files", allow_abbrev=False)
+    replay.add_argument("session", nargs="+", metavar="SESSION", help="a session file, a folder of them, or a name")
+    replay.add_argument("--retrain", action="store_true", help="train again, instead of loading the saved adapter")
+    replay.add_argument("--junit", type=Path, metavar="FILE", help="write the result there as JUnit XML")
+
+    locate = commands.add_parser("locate", help="where config, sessions and logs are", allow_abbrev=False)
+
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
     bench.add_argument("what", choices=("objective",), metavar="objective", help="the comparison to run")
     bench.add_argument("--edits", type=int, metavar="N", help="planted mistakes to correct, all kinds in turn (default: all of them)")
@@ -58,8 +66,11 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
-    for command in (demo, answer, fix, bench):
+    for command in (demo, answer, fix, replay, locate, bench):
         add_shared_flags(command)
+    for command in (parser, demo, replay, locate):
+        command.add_argument("--sessions", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+                             help="folder of saved sessions (default: LAWF_SESSIONS, ./sessions if it exists, else the platform's; see lawf locate)")
     return parser
 
 
@@ -102,6 +113,14 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.demo import run_demo
 
         return run_demo(options, settings)
+    if options.command == "replay":
+        from lawf_repl.verbs.replay import run_replay
+
+        return run_replay(options, settings)
+    if options.command == "locate":
+        from lawf_repl.verbs.locate import run_locate
+
+        return run_locate(options, settings)
     if options.command == "bench":
         from lawf_repl.verbs.bench import run_bench
 

@@ -88,16 +88,23 @@ def first_difference(then: Sequence[int], now: Sequence[int], start: int) -> int
 
 
 def tie(then: Token, now: Token, sampled: bool) -> float | None:
-    """By how much the probabilities of two choices differ, if that is within TIE, now or then; None if it is not.
+    """By how much two choices of the most probable token differ in probability, if that is within TIE, now or then; None if it is not.
 
     Where tokens were sampled, the two distributions have to be the same within TIE.
     """
     if sampled:
         largest = distance(then.alternatives, now.alternatives)
         return largest if largest <= TIE else None
-    differences = [abs(token.p - other) for token, id_ in ((then, now.id), (now, then.id))
-                   for other in [next((one.p for one in token.alternatives if one.id == id_), None)] if other is not None]
-    return min(differences) if differences and min(differences) <= TIE else None
+    gaps = [gap(now, then.id)]
+    if gap(then, then.id) <= TIE:  # a file in which it was not the most probable contradicts itself
+        gaps.append(gap(then, now.id))
+    return min(gaps) if min(gaps) <= TIE else None
+
+
+def gap(token: Token, id_: int) -> float:
+    """How much less probable `id_` was than the most probable token, as far as the distribution was kept; else 1."""
+    known = {one.id: one.p for one in token.alternatives}
+    return max(known.values()) - known[id_] if id_ in known else 1.0
 
 
 def alike(then: Token, now: Token) -> bool:

@@ -39,7 +39,7 @@ def replay(path: Path, engine: Engine, settings: Settings, probes: ProbeSet | Pr
         loaded = loaded or store.load(path)
         _differences(row, loaded, engine)
         if "the tokenizer" in str(row.changed):
-            row.status, row.error = "changed", f"{row.changed[0]}: its ids mean other texts now, nothing was generated"
+            row.status, row.error = "changed", "its ids mean other texts now: nothing was generated"
             return row
         again = Again(path, engine, settings, probes, loaded, row, retrain, stop)
         try:

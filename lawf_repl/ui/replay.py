@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the real import brings torch
 
 ALTERNATIVES = 5
 TIES = 3
-WORDS = {"ok": ("same", "good"), "diverged": ("DIVERGES", "bad"), "changed": ("DIVERGES, and not on what it was recorded with", "bad"),
+WORDS = {"ok": ("same", "good"), "diverged": ("DIVERGES", "bad"), "changed": ("OTHERWISE, on another model or software than it was recorded with:", "bad"),
          "error": ("cannot be replayed", "bad")}
 
 
@@ -42,9 +42,9 @@ def row_view(row: Row, theme: Theme, tolerance: float) -> RenderableType:
             f"{token_label(tie.then)} then, {token_label(tie.now)} now; p {tie.difference:.4f} apart, within {tolerance:g} they count as equal"))
     if len(row.ties) > TIES:
         parts.append(Text(f"  and {len(row.ties) - TIES} ties more", theme.rich("quiet")))
+    parts += [Text(f"  {visible(text)}", theme.rich("sure"), overflow="fold") for text in row.changed]
     if row.error:
         parts.append(Text(f"  {visible(row.error)}", theme.rich("bad"), overflow="fold"))
-    parts += [Text(f"  {visible(text)}", theme.rich("sure"), overflow="fold") for text in row.changed]
     parts += [Text(f"  {visible(text)}", theme.rich("quiet"), overflow="fold") for text in row.notes]
     if row.first_divergence is not None:
         parts.append(divergence_view(row.first_divergence, theme))
@@ -94,7 +94,7 @@ def summary(rows: Sequence[Row]) -> str:
     ties = sum(len(row.ties) for row in rows)
     words = [f"{count['ok']} of {len(rows)} as recorded"]
     words += [f"{count['diverged']} diverged"] * bool(count["diverged"])
-    words += [f"{count['changed']} diverged on another model or software than they were recorded with"] * bool(count["changed"])
+    words += [f"{count['changed']} otherwise on another model or software"] * bool(count["changed"])
     words += [f"{count['error']} could not be replayed"] * bool(count["error"])
     words += [f"{ties} tie{'s' * (ties > 1)}"] * bool(ties)
     return ", ".join(words)

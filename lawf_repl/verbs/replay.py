@@ -141,7 +141,7 @@ def message(row: Row) -> str:
     """Why a session is not ok, in one line."""
     found = row.first_divergence
     if found is None:
-        return row.error
+        return "; ".join([*row.changed[:1], row.error])
     at = "" if found.position is None else f" at token {found.position}"
     return f"{found.where} diverges{at}" + (f"; {row.changed[0]}" if row.changed else "")
 

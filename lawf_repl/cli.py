@@ -101,6 +101,8 @@ def _run(arguments: list[str]) -> int:
             raise UsageError("an argument is not valid UTF-8: check the terminal's encoding, or pass the text as @FILE")
     options = make_parser().parse_args(arguments)
     settings = settings_of(options)
+    if options.resume and options.command:
+        raise UsageError(f"--resume goes on with a session in the REPL: leave out {options.command}")
     if options.command == "answer":
         from lawf_repl.verbs.answer import run_answer
 
@@ -129,7 +131,7 @@ def _run(arguments: list[str]) -> int:
         raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
     from lawf_repl.verbs.repl import start_repl
 
-    return start_repl(settings)
+    return start_repl(settings, sessions=getattr(options, "sessions", None), resume=options.resume, given=frozenset(vars(options)))
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -13,13 +14,13 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from lawf_repl.errors import LawfError, NothingToFix
+from lawf_repl.errors import LawfError, NothingToFix, UsageError
 from lawf_repl.records import Case, Completion
 from lawf_repl.ui import commands, work
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.motion import least_sure
 from lawf_repl.ui.picker import Picker
-from lawf_repl.ui.port import Action, SessionPort
+from lawf_repl.ui.port import Action, SessionPort, Stop
 from lawf_repl.ui.render import anchors_table, answer_view
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
@@ -27,23 +28,25 @@ from lawf_repl.ui.theme import Theme, theme_for
 from lawf_repl.ui.tree import sampled_text
 from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 
+Extra = Callable[[SessionPort, str, Stop, Theme], tuple[SessionPort, RenderableType]]  # of a command: the session to go on with, what to show
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
 
 
 def run_repl(load: Callable[[], SessionPort], *, first_prompt: str | None, intro: str | None, plain: bool,
-             model_name: str = "the model", console: Console | None = None) -> int:
+             model_name: str = "the model", console: Console | None = None, extras: Mapping[str, Extra] = MappingProxyType({})) -> int:
     """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded."""
     theme = theme_for(plain, os.environ)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(Loader(load), console, theme, model_name).run(first_prompt, intro)
+    return Repl(Loader(load), console, theme, model_name, extras).run(first_prompt, intro)
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
-    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str) -> None:
+    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, extras: Mapping[str, Extra]) -> None:
+        self.extras, self.warned = extras, ""
         self.loader = loader
         self.console = console
         self.theme = theme
@@ -149,6 +152,9 @@ class Repl:
             self.say(str(nothing))
         except (LawfError, OSError) as error:
             self.say(str(error), "bad")
+        if self.loader.session is not None and (unsaved := self.loader.session.unsaved) != self.warned:
+            self.warned = unsaved  # said once, and again when it is another
+            self.say(unsaved or "everything is saved again", "bad" if unsaved else "quiet")
         return False
 
     def _session(self) -> SessionPort | None:
@@ -295,8 +301,15 @@ class Repl:
                 self.say(note)
             if action.kind == "goto" or session.node is not before:
                 self.edit(session)
-        else:
+        elif name in REPORTS:
             self.show(REPORTS[name](session, argument, self.theme))
+        elif name in self.extras:
+            with Interruptible() as stop, work.waiting(f"/{name}", self.console, self.theme):
+                self.loader.session, shown = self.extras[name](session, argument, stop, self.theme)
+            self.show(shown)
+            self._count(self.loader.session)
+        else:
+            raise UsageError(f"/{name} is not there in this program")
 
     def _help(self, argument: str) -> None:
         if argument:

@@ -28,6 +28,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="lawf", description="Fix one misbehaving prompt of a local language model, token by token, and change nothing else.",
                     epilog="Without a command: the REPL, on the embedded demo model if no model is named.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"lawf {__version__}")
+    parser.add_argument("--resume", action="store_true", help="go on with the session that was written to last")
     add_shared_flags(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
@@ -67,6 +68,12 @@ def make_parser() -> Parser:
     export.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload it to this repository when it is verified")
     export.add_argument("--public", action="store_true", help="make a repository that --push-to-hub creates public")
     export.add_argument("--dry-run", action="store_true", help="list what --push-to-hub would upload, and upload nothing")
+    replay = commands.add_parser("replay", help="saved sessions again, checked token by token against their files", allow_abbrev=False)
+    replay.add_argument("session", nargs="+", metavar="SESSION", help="a session file, a folder of them, or a name")
+    replay.add_argument("--retrain", action="store_true", help="train again, instead of loading the saved adapter")
+    replay.add_argument("--junit", type=Path, metavar="FILE", help="write the result there as JUnit XML")
+
+    locate = commands.add_parser("locate", help="where config, sessions and logs are", allow_abbrev=False)
 
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
     bench.add_argument("what", choices=("objective",), metavar="objective", help="the comparison to run")
@@ -77,8 +84,11 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
-    for command in (demo, answer, fix, train, check, export, bench):
+    for command in (demo, answer, fix, train, check, export, replay, locate, bench):
         add_shared_flags(command)
+    for command in (parser, demo, replay, locate):
+        command.add_argument("--sessions", type=Path, metavar="DIR", default=argparse.SUPPRESS,
+                             help="folder of saved sessions (default: LAWF_SESSIONS, ./sessions if it exists, else the platform's; see lawf locate)")
     return parser
 
 
@@ -109,6 +119,8 @@ def _run(arguments: list[str]) -> int:
             raise UsageError("an argument is not valid UTF-8: check the terminal's encoding, or pass the text as @FILE")
     options = make_parser().parse_args(arguments)
     settings = settings_of(options)
+    if options.resume and options.command:
+        raise UsageError(f"--resume goes on with a session in the REPL: leave out {options.command}")
     if options.command == "answer":
         from lawf_repl.verbs.answer import run_answer
 
@@ -133,6 +145,14 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.export import run_export
 
         return run_export(options, settings)
+    if options.command == "replay":
+        from lawf_repl.verbs.replay import run_replay
+
+        return run_replay(options, settings)
+    if options.command == "locate":
+        from lawf_repl.verbs.locate import run_locate
+
+        return run_locate(options, settings)
     if options.command == "bench":
         from lawf_repl.verbs.bench import run_bench
 
@@ -141,7 +161,7 @@ def _run(arguments: list[str]) -> int:
         raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
     from lawf_repl.verbs.repl import start_repl
 
-    return start_repl(settings)
+    return start_repl(settings, sessions=getattr(options, "sessions", None), resume=options.resume, given=frozenset(vars(options)))
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

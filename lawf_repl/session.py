@@ -32,6 +32,7 @@ from lawf_repl.measure.answers import weights_sha256
 from lawf_repl.measure.probes import ProbeSet, base_answers
 from lawf_repl.measure.prompts import Prompts
 from lawf_repl.measure.scorecard import answer_text, measure
+from lawf_repl.places import typed
 from lawf_repl.records import (
     Alternative,
     Anchor,
@@ -744,8 +745,13 @@ class Session:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def keep_in(self, folder: Path) -> None:
-        """From the first event on, save everything as it happens in a file of `folder`, named by the time."""
+        """From the first question on, save everything as it happens in a file of `folder`, named by the time."""
         self.journal.keep_in(folder)
+
+    def name(self, text: str) -> str:
+        """Name the session as it was typed: a name in its folder, or a whole path; returns where it is now. Raises UsageError, SessionError."""
+        folder = self.place.parent if self.place is not None else self.journal.folder or Path.cwd()
+        return str(self.rename(typed(text, folder)))
 
     def rename(self, path: Path) -> Path:
         """Name the session: its file, adapters and lock go to `path`; returns it.
@@ -823,6 +829,13 @@ class Session:
         else:
             self._adapter_trouble = None
             self._record("adapter", path=store.adapter_path(file.path).name, sha256=sha256, adapter=self._version)
+
+    def set_aside(self) -> Callable[[], None]:
+        """Take the adapter off the model, which another session is about to use; returns what puts it back."""
+        number, on = self._version, self.adapter_on
+        self.decoder.drop_cache()
+        self._remove_adapter()
+        return lambda: self._install(number, on)
 
     def close(self) -> None:
         """Leave: the model is the base again, the file is closed."""

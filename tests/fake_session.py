@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lawf_repl.errors import FixError, NothingToFix, TrainingError, UsageError
 from lawf_repl.records import (
@@ -71,6 +72,8 @@ class FakeSession:
         self.ahead: list[Node] = []
         self.pause, self.steps = pause, steps
         self.turns = 0
+        self.place: Path | None = None
+        self.unsaved = ""
         self.calls: list[str] = []
         self.missed: tuple[Check, ...] = ()  # paraphrases that the scorecard finds wrong
 
@@ -298,6 +301,11 @@ class FakeSession:
     def save(self, path: str) -> str:
         self.calls.append(f"save {path}")
         return path
+
+    def name(self, text: str) -> str:
+        self.calls.append(f"name {text}")
+        self.place = Path(text)
+        return text
 
     def save_adapter(self, path: str) -> str:
         return path

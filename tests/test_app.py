@@ -53,7 +53,7 @@ def test_ask_fix_accept_train(pipe: PipeInput) -> None:
     session = FakeSession()
     code, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/save mine.jsonl\r\x04", session)
     assert code == 0
-    assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "save mine.jsonl"]
+    assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
     for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "accepted: 1 prompt", "converged", "[-Sydney-]",
                      "{+Canberra+}",
                      "not measured", "Fixed: the prompt now gives the accepted answer by itself", "session saved in mine.jsonl", "bye"):

@@ -19,7 +19,7 @@ HEAVY = {"torch", "transformers", "peft", "rich", "prompt_toolkit"}
 LEVELS = (
     {"records", "config", "errors", "spans", "conversations", "corrections", "store", "places", "lawf_repl"},
     {"engine", "learn", "measure"},
-    {"session", "restore", "replay", "export", "bench", "demo"},
+    {"session", "restore", "agreement", "replay", "export", "bench", "demo"},
     {"cli", "ui", "verbs", "__main__"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}

@@ -102,7 +102,7 @@ def test_arguments_are_completed_with_what_they_mean(tmp_path: Path) -> None:
     assert offers("/goto ", session) == {"0": "The capital of Australia is Sydney.", "1": "The capital of Australia is Canberra."}
     assert offers("/cases drop ", session) == {"1": "What is the capital of Australia?"} and offers("/goto ") == {}
     (tmp_path / "mine.jsonl").touch()
-    assert offers(f"/save {tmp_path}/mi") == {"ne.jsonl": ""} == offers(f"/adapter save {tmp_path}/mi")
+    assert offers(f"/load {tmp_path}/mi") == {"ne.jsonl": ""} == offers(f"/adapter save {tmp_path}/mi")
     assert offers(f"/adapter on {tmp_path}/mi") == {}
 
 

@@ -29,12 +29,12 @@ class Journal:
         self.trouble: SessionError | None = None  # why the last of them are not on the disk
         self._opening = opening
         self._opened = False
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         self._written = 0                         # events from here on are not in the file
 
     def keep_in(self, folder: Path) -> None:
-        """From the first event on there is a file in `folder`, named by the time; the folder is made where it is missing."""
-        self._folder = folder
+        """From the first question on there is a file in `folder`, named by the time; the folder is made where it is missing."""
+        self.folder = folder
 
     def go_on(self, file: SessionFile) -> None:
         """Takes over a file with what stands in it."""
@@ -52,8 +52,8 @@ class Journal:
     def flush(self) -> None:
         """Writes what is not on the disk yet. Raises SessionError, which stays as `trouble` until it has gone well."""
         try:
-            if self.file is None and self._folder is not None and self.events:
-                self.file = self._dated(self._folder)
+            if self.file is None and self.folder is not None and any(event["type"] == "prompt" for event in self.events):
+                self.file = self._dated(self.folder)
             if self.file is not None:
                 self._write(self.file)
             self.trouble = None
@@ -83,7 +83,7 @@ class Journal:
 
     def close(self) -> None:
         """Closes the file, if there is one; nothing more is written then."""
-        self._folder = None
+        self.folder = None
         if self.file is not None:
             with suppress(SessionError):
                 self.flush()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from lawf_repl.errors import LawfError, NothingToFix
+from lawf_repl.errors import LawfError, NothingToFix, UsageError
 from lawf_repl.records import Case, Completion, Progress
 from lawf_repl.ui import commands, exporting, work
 from lawf_repl.ui.keys import DEFAULT, Keymap
@@ -18,7 +19,7 @@ from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.line import InputLine, Status
 from lawf_repl.ui.motion import least_sure
 from lawf_repl.ui.picker import Picker
-from lawf_repl.ui.port import Action, SessionPort
+from lawf_repl.ui.port import Action, SessionPort, Stop
 from lawf_repl.ui.render import anchors_table, answer_view
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
@@ -26,6 +27,7 @@ from lawf_repl.ui.theme import Theme, theme_for
 from lawf_repl.ui.tree import sampled_text
 from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 
+Extra = Callable[[SessionPort, str, Stop, Theme], tuple[SessionPort, RenderableType]]  # of a command: the session to go on with, what to show
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
 
 
@@ -42,20 +44,21 @@ class Options:
 
 
 def run_repl(load: Callable[[Callable[[Progress], None]], SessionPort], *, first_prompt: str | None, intro: str | None, options: Options,
-             model_name: str = "the model", console: Console | None = None) -> int:
+             model_name: str = "the model", console: Console | None = None, extras: Mapping[str, Extra] = MappingProxyType({})) -> int:
     """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded."""
     loader = Loader(load)  # it loads while the terminal is asked for its colours
     theme = theme_for(options.plain, os.environ, options.theme)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(loader, console, theme, model_name, options).run(first_prompt, intro)
+    return Repl(loader, console, theme, model_name, options, extras).run(first_prompt, intro)
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
-    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options) -> None:
+    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options, extras: Mapping[str, Extra]) -> None:
+        self.extras, self.warned = extras, ""
         self.loader = loader
         self.console = console
         self.theme = theme
@@ -134,6 +137,9 @@ class Repl:
             self.say(str(nothing))
         except (LawfError, OSError) as error:
             self.say(str(error), "bad")
+        if self.loader.session is not None and (unsaved := self.loader.session.unsaved) != self.warned:
+            self.warned = unsaved  # said once, and again when it is another
+            self.say(unsaved or "everything is saved again", "bad" if unsaved else "quiet")
         return False
 
     def _session(self) -> SessionPort | None:
@@ -288,8 +294,15 @@ class Repl:
                 self.say(note)
             if action.kind == "goto" or session.node is not before:
                 self.edit(session)
-        else:
+        elif name in REPORTS:
             self.show(REPORTS[name](session, argument, self.theme))
+        elif name in self.extras:
+            with Interruptible() as stop, work.waiting(f"/{name}", self.console, self.theme):
+                self.loader.session, shown = self.extras[name](session, argument, stop, self.theme)
+            self.show(shown)
+            self._count(self.loader.session)
+        else:
+            raise UsageError(f"/{name} is not there in this program")
 
     def _help(self, argument: str) -> None:
         if argument:

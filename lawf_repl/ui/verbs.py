@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -182,8 +181,10 @@ def _adapter(session: SessionPort, argument: str, theme: Theme) -> RenderableTyp
 
 
 def _save(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
-    path = os.path.expanduser(argument.strip()) or time.strftime("lawf-%Y%m%d-%H%M%S.jsonl")
-    return _quiet(f"session saved in {session.save(path)}", theme)
+    if argument.strip():
+        return _quiet(f"session saved in {session.name(argument.strip())}", theme)
+    place = f"saved as it happens in {session.place}" if session.place else "nothing to save yet: type a prompt first"
+    return _quiet(session.unsaved or place, theme)
 
 
 def _system(session: SessionPort, argument: str, theme: Theme) -> RenderableType:

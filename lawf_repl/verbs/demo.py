@@ -32,7 +32,7 @@ def run_demo(options: argparse.Namespace, settings: Settings) -> int:
     if is_terminal(sys.stdin) and is_terminal(sys.stdout) and not settings.json:
         from lawf_repl.verbs.repl import start_repl
 
-        return start_repl(settings, edit)
+        return start_repl(settings, edit, getattr(options, "sessions", None))
     return play(edit, settings)
 
 

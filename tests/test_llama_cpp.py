@@ -6,6 +6,8 @@ Skipped where llama-cpp-python is not installed; the log of a run is tests/logs/
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +84,24 @@ def test_the_corrected_demo_model_answers_in_llama_cpp_as_it_does_here(demo: Fil
     assert found.with_lora_ids == demo.accepted and found.without_lora_ids == demo.base and demo.accepted != demo.base
     assert found.with_lora_text == demo_engine.tokenizer.decode(demo.accepted) == WANTED + "<|im_end|>"
     assert found.without_lora_text == demo_engine.tokenizer.decode(demo.base)
+
+
+CHAT = """
+import sys, llama_cpp
+model = llama_cpp.Llama(sys.argv[1], lora_path=sys.argv[2] if len(sys.argv) > 2 else None, n_ctx=256, n_threads=1, verbose=False)
+asked = [{"role": "user", "content": "What is the capital of Australia?"}]
+print(model.create_chat_completion(asked, temperature=0.0, max_tokens=32)["choices"][0]["message"]["content"])
+"""
+
+
+def test_a_chat_from_text_through_the_files_own_template_gives_both_answers(demo: Files, demo_engine: Engine) -> None:
+    """As a user would serve it: nothing of lawf runs, the files' template and tokenizer make the prompt, the default cache is float16."""
+    answers = []
+    for names in (["base.gguf", "lora.gguf"], ["base.gguf"]):
+        command = [sys.executable, "-c", CHAT, *(str(demo.folder / name) for name in names)]
+        answers.append(subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True).stdout.strip())
+    print(f"\nchat: {answers[0]!r} with, {answers[1]!r} without")
+    assert answers == [WANTED, demo_engine.tokenizer.decode(demo.base).removesuffix("<|im_end|>")]
 
 
 SPOILED: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {

@@ -73,9 +73,9 @@ def verify_gguf(base_file: Path, lora_file: Path, prompt_ids: Sequence[int], acc
         "" if at_zero <= 1e-6 else f"at scale 0 the logits are {at_zero:.2g} away from the base's",
         f"its logits are {max(away):.2g} away from those of transformers, more than {tolerance:g}" if away and not max(away) <= tolerance else "",
     ) if line]
-    held = (f"llama.cpp (llama-cpp-python {result['version']}) took all {expected} tensors, gave the accepted answer with the LoRA "
-            "and the base's without" + (f", logits within {max(away):.1g} of those of transformers" if away else ""))
-    return GgufCheck(not wrong, f"llama.cpp: {'; '.join(wrong)}" if wrong else held, True, tuple(result["with_ids"]), tuple(result["without_ids"]),
+    held = (f"took all {expected} tensors (llama-cpp-python {result['version']}), gave the accepted answer with the LoRA and the base's without"
+            + (f", logits within {max(away):.1g} of those of transformers" if away else ""))
+    return GgufCheck(not wrong, "; ".join(wrong) if wrong else held, True, tuple(result["with_ids"]), tuple(result["without_ids"]),
                      result["with_text"], result["without_text"], effect, max(away) if away else None)
 
 

@@ -34,6 +34,7 @@ def restore(path: Path, engine: Engine, settings: Settings, probes: ProbeSet | P
     Raises SessionError where the file cannot be read, is in use or was made with another tokenizer, whose ids mean other texts.
     """
     file = store.open_to_append(path)
+    session: Followed | None = None
     try:
         loaded = file.loaded
         refuse_other_tokenizer(path, loaded, engine)
@@ -43,6 +44,8 @@ def restore(path: Path, engine: Engine, settings: Settings, probes: ProbeSet | P
             session.follow(event)
         session.settle()
     except BaseException:
+        if session is not None:
+            session.bare()  # the model may be another session's
         file.close()
         raise
     session.told += [f"{one} differs from the one this was recorded with" for one in changed_parts(loaded, engine)]

@@ -32,15 +32,19 @@ LOADING = ("model", "revision", "device", "dtype", "device_map", "quantize", "tr
 
 def run_replay(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0 if every session went as recorded, 1 if one did not, 2 if one could not be read, 130 if interrupted."""
-    paths = find_sessions(options.session, sessions_place(getattr(options, "sessions", None), os.environ).path)
+    paths, missing = find_all(options.session, sessions_place(getattr(options, "sessions", None), os.environ).path)
     if options.junit is not None and not options.junit.absolute().parent.is_dir():
         raise UsageError(f"--junit {options.junit}: there is no such folder; make it first")
     if "adapter" in options:
         raise UsageError("lawf replay loads the adapters that the sessions have: leave out --adapter")
-    rows: list[Row] = []
+    from lawf_repl.agreement import Row
+
+    rows = [Row(text, "error", error=reason) for text, reason in missing]
     interrupted = False
     tell = (lambda row: None) if settings.json else teller(settings)
     with interruptible() as stop, progress_of(paths, settings) as advance:
+        for row in rows:
+            tell(row)
         try:
             for row in replay_all(paths, settings, frozenset(vars(options)), options.retrain, stop):
                 rows.append(row)
@@ -50,9 +54,25 @@ def run_replay(options: argparse.Namespace, settings: Settings) -> int:
             interrupted = True
     report(rows, settings, options.junit)
     if interrupted:
-        print(f"lawf: interrupted after {len(rows)} of {len(paths)} sessions", file=sys.stderr)
+        print(f"lawf: interrupted after {len(rows) - len(missing)} of {len(paths)} sessions", file=sys.stderr)
         return 130
     return 1 if any(row.status in ("diverged", "changed") for row in rows) else 2 if any(row.status == "error" for row in rows) else 0
+
+
+def find_all(texts: Sequence[str], folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The sessions, and what is none with the reason: it does not stop the others. Raises SessionError, UsageError where nothing is left."""
+    paths: list[Path] = []
+    missing: list[tuple[str, str]] = []
+    first: LawfError | None = None
+    for text in texts:
+        try:
+            paths += find_sessions([text], folder)
+        except LawfError as error:
+            first = first or error
+            missing.append((text, str(error)))
+    if first and not paths:
+        raise first
+    return list(dict.fromkeys(paths)), missing
 
 
 def replay_all(paths: Sequence[Path], settings: Settings, given: frozenset[str], retrain: bool, stop: Callable[[], bool]) -> Iterator[Row]:

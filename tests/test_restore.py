@@ -64,7 +64,7 @@ def test_everything_is_as_it_was_left(left: tuple[Path, dict[str, object]], demo
         now = facts_of(session)
         assert {key: value for key, value in now.items() if value != left[1][key]} == {}
         reruns = session.rerun()
-        assert reruns[0].after == "The capital of Australia is Canberra." and reruns[0].before != reruns[0].after
+        assert reruns[0].fixed and reruns[0].before.ids != reruns[0].after.ids
         drain(session.ask("What is the capital of Italy?"))
     finally:
         session.close()
@@ -77,13 +77,11 @@ def test_everything_is_as_it_was_left(left: tuple[Path, dict[str, object]], demo
 def test_undo_reaches_behind_where_it_was_left(left: tuple[Path, dict[str, object]], demo_engine: Engine, tmp_path: Path) -> None:
     session = restore(copied(left[0], tmp_path), demo_engine, Settings())
     try:
-        while True:
-            try:
-                session.undo()
-            except Exception as error:
-                assert "nothing" in str(error).lower()
-                break
-        assert session.node is not None and session.node.parent is None and not session.adapter_on
+        steps = 0
+        while session.node is not None and session.node.parent is not None:
+            session.undo()
+            steps += 1
+        assert steps >= 2 and session.node is not None and not session.adapter_on
     finally:
         session.close()
         session.reset_adapter()

@@ -5,6 +5,7 @@ Prints a JSON line for each child: its number, the phase in which it was killed,
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
@@ -145,7 +146,7 @@ def main(folder: Path, count: int, seed: int) -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert code == 0, "the script has to reach its end where nobody kills it"
         times = [*begun.items(), (-1, time.perf_counter())]
-        seconds = {mark: later - at for (mark, at), (_, later) in zip(times, times[1:], strict=False)}
+        seconds = {mark: later - at for (mark, at), (_, later) in itertools.pairwise(times)}
         by_phase = [[mark for mark in seconds if phases[mark] == phase] for phase in PHASES[1:]]
         print(json.dumps({"name": name, "phase": "end", "written": board.written, "seconds": sum(seconds.values())}), flush=True)
 

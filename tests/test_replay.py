@@ -181,7 +181,8 @@ def test_one_bad_file_or_path_does_not_stop_the_rest(fact: Path, tmp_path: Path,
 
 
 def test_nothing_to_replay_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([str(tmp_path)], ["nowhere"], [str(tmp_path / "x.jsonl"), "neither"], [str(EXAMPLES), "--junit", str(tmp_path / "no" / "x.xml")]):
+    nowhere = str(tmp_path / "no" / "x.xml")
+    for arguments in ([str(tmp_path)], ["nowhere"], [str(tmp_path / "x.jsonl"), "neither"], [str(EXAMPLES), "--junit", nowhere]):
         assert main(["replay", *arguments]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "Traceback" not in error

@@ -110,7 +110,7 @@ def test_events_out_of_their_order_are_refused_by_their_type(tmp_path: Path, dem
     lines = [{key: value for key, value in event.items() if key != "sum"} for event in lines]
     refused = 0
     for number in range(1, len(lines)):
-        for changed in (lines[:number] + lines[number + 1:], lines[:number] + [lines[number]] + lines[number:]):
+        for changed in (lines[:number] + lines[number + 1:], [*lines[:number], lines[number], *lines[number:]]):
             folder = tmp_path / f"{number}-{len(changed)}"
             folder.mkdir()
             path = folder / "fact.jsonl"

@@ -73,6 +73,9 @@ def make_parser() -> Parser:
     replay.add_argument("--retrain", action="store_true", help="train again, instead of loading the saved adapter")
     replay.add_argument("--junit", type=Path, metavar="FILE", help="write the result there as JUnit XML")
 
+    show = commands.add_parser("show", help="a saved session as a story to read; needs no model", allow_abbrev=False)
+    show.add_argument("session", metavar="SESSION", help="a session file, or a name")
+
     locate = commands.add_parser("locate", help="where config, sessions and logs are", allow_abbrev=False)
 
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
@@ -84,9 +87,9 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
-    for command in (demo, answer, fix, train, check, export, replay, locate, bench):
+    for command in (demo, answer, fix, train, check, export, replay, show, locate, bench):
         add_shared_flags(command)
-    for command in (parser, demo, replay, locate):
+    for command in (parser, demo, replay, show, locate):
         command.add_argument("--sessions", type=Path, metavar="DIR", default=argparse.SUPPRESS,
                              help="folder of saved sessions (default: LAWF_SESSIONS, ./sessions if it exists, else the platform's; see lawf locate)")
     return parser
@@ -149,6 +152,10 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.replay import run_replay
 
         return run_replay(options, settings)
+    if options.command == "show":
+        from lawf_repl.verbs.show import run_show
+
+        return run_show(options, settings)
     if options.command == "locate":
         from lawf_repl.verbs.locate import run_locate
 

@@ -101,6 +101,14 @@ def find_session(text: str, folder: Path) -> Path:
     return inside
 
 
+def find_one(text: str, folder: Path) -> Path:
+    """As find_session, for a command that takes a single file. Raises SessionError for a folder too."""
+    path = find_session(text, folder)
+    if path.is_dir():
+        raise SessionError(f"{path} is a folder: expected one session file or name; lawf sessions {path} lists what is in it")
+    return path
+
+
 def find_sessions(texts: Iterable[str], folder: Path) -> list[Path]:
     """The sessions that a command was given, a folder standing for all in it. Raises as find_session, and for a folder without one."""
     found: list[Path] = []

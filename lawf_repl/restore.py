@@ -17,8 +17,9 @@ from lawf_repl.learn.adapter import read_weights
 from lawf_repl.measure.answers import weights_sha256
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.prompts import Prompts
+from lawf_repl.nodes import answered_node, trained_node
 from lawf_repl.records import Anchor, Completion, Correction, Message, Node, Scorecard, TrainingResult
-from lawf_repl.session import LIBRARIES, NOT_RECORDED, RECIPE, Question, Session, Version, answered_node, opening_note, trained_node
+from lawf_repl.session import LIBRARIES, NOT_RECORDED, RECIPE, Question, Session, Version, opening_note
 from lawf_repl.store import Event, LoadedSession
 
 NONE = -1  # the number of no adapter of the session

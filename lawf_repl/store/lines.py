@@ -35,6 +35,7 @@ OWN_KEYS = frozenset({"type", "at", "sum"})  # of an event, not its giver's to s
 MAX_LINE_BYTES = 50_000_000
 MEND = "restore the file from a copy, or remove that line"
 _SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}\n?$')
+_SUM_BYTES = 40  # at the end of a line, that hold its sum: a long line need not be searched
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,21 @@ def to_line(value: Mapping[str, Any], before: bytes | None = None) -> bytes:
 
 def is_altered(line: bytes, before: bytes) -> bool:
     """Whether a line has a sum and it is another than that of what stands there."""
-    stated = _SUM.search(line)
+    stated = _stated(line)
     return stated is not None and stated[1] != _sum(before, line[:stated.start()] + b"}")
 
 
+def has_sum(line: bytes) -> bool:
+    """Whether a line says what its sum is."""
+    return _stated(line) is not None
+
+
+def _stated(line: bytes) -> re.Match[bytes] | None:
+    return _SUM.search(line, max(0, len(line) - _SUM_BYTES))
+
+
 def _sum(before: bytes, line: bytes) -> bytes:
-    stated = _SUM.search(before)
+    stated = _stated(before)
     link = stated[1] if stated else hashlib.sha256(before).hexdigest()[:16].encode()
     return hashlib.sha256(link + line).hexdigest()[:16].encode()
 

@@ -18,6 +18,7 @@ from lawf_repl.store.adapters import find_adapter, former_names
 from lawf_repl.store.lines import Event, Header
 from lawf_repl.store.values import from_json
 
+ALTERED = "it is not as lawf wrote it: a byte or a line before it changed, restore the file from a copy"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,19 +44,20 @@ def verify(path: Path) -> list[Finding]:
     events: dict[int, Event] = {}
     for number, line in enumerate(lines[1:], start=2):
         if form.is_altered(line, lines[number - 2]):
-            found.append(Finding(number, "it is not as lawf wrote it: a byte or a line before it changed, restore the file from a copy"))
+            found.append(Finding(number, ALTERED))
         try:
             events[number] = form.parse_event(path, number, line)
         except SessionError as error:
-            found.append(Finding(number, _without_place(str(error), path, number)))
+            found.append(Finding(number, without_place(str(error), path, number)))
     if cut := form.dropped(lines, tail):
-        found.append(Finding(len(lines) + 1, _without_place(cut, path, len(lines) + 1)))
+        found.append(Finding(len(lines) + 1, without_place(cut, path, len(lines) + 1)))
     if header["lawf_session"] == form.SCHEMA:  # an older one is checked by its migration
         found += _Check(path).run(events)
     return sorted(found, key=lambda one: one.line or 0)
 
 
-def _without_place(text: str, path: Path, number: int) -> str:
+def without_place(text: str, path: Path, number: int) -> str:
+    """What is wrong with a line, as part of a sentence that says which line of which file it is."""
     return text.removeprefix(f"session {path}: ").removeprefix(f"line {number} ")
 
 

@@ -16,7 +16,7 @@ from lawf_repl.records import Alternative, Anchor, Progress, Token, TrainingResu
 from lawf_repl.ui.layout import token_label, visible, wrap
 from lawf_repl.ui.theme import Theme, probability_look
 
-__all__ = ["AlternativeRow", "alternative_rows", "alternatives_table", "anchors_table", "answer_view", "bar", "percent", "shorten",
+__all__ = ["AlternativeRow", "alternative_rows", "alternatives_table", "anchors_table", "answer_view", "bar", "least_sure", "percent", "shorten",
            "sparkline", "tokens_table", "training_panel", "visible"]
 
 SHOWN_ANCHORS = 8
@@ -84,6 +84,12 @@ def answer_view(tokens: Sequence[Token], theme: Theme, width: int, *, fixed: fro
         for chunk in line:
             text.append(chunk.text, theme.rich(token_look(tokens[chunk.position], chunk.position in fixed)))
     return text
+
+
+def least_sure(tokens: Sequence[Token], count: int = 3) -> str:
+    """The tokens that the model was least sure of, in words, so that probability never hangs on colour."""
+    least = sorted((token for token in tokens if not token.partial), key=lambda token: token.p)[:count]
+    return ", ".join(f"{shorten(token_label(token.text, token.special), 40)} {token.p:.2f}" for token in least)
 
 
 def token_look(token: Token, fixed: bool = False) -> str:
@@ -172,6 +178,8 @@ def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result
     inside = min(width, 100) - (2 if theme.plain else 6)
     last = steps[-1] if steps else None
     head = Text("preparing: the base's own answers are computed once" if last is None else f"step {last.step}   {last.seconds:.1f} s")
+    if last is None and result is not None:
+        head = Text("its course was not recorded", theme.rich("quiet"))
     if last is not None:
         head.append("   answer right" if last.fixed else "   answer not right yet", theme.rich("good" if last.fixed else "quiet"))
         if result is None and limits is not None:
@@ -179,7 +187,8 @@ def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result
     course = Table.grid(padding=(0, 2, 0, 0))
     drifts = [step.drift for step in steps if step.drift is not None]
     spark = max(10, min(48, inside - 28))
-    course.add_row(Text("loss", theme.rich("quiet")), Text(f"{last.loss:.4g}" if last else "…"),
+    loss = last.loss if last else result.loss if result else None
+    course.add_row(Text("loss", theme.rich("quiet")), Text("…" if loss is None else f"{loss:.4g}"),
                    Text(sparkline([step.loss for step in steps], spark), theme.rich("bar")))
     drift = Text(f"{drifts[-1]:.2g} nats") if drifts else Text("not measured", theme.rich("quiet"))
     course.add_row(Text("drift", theme.rich("quiet")), drift, Text(sparkline(drifts, spark), theme.rich("bar")))

@@ -42,8 +42,9 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object on standard output; a terminal gets it in ASCII, so that no text can steer it."""
-    print(json.dumps(value, ensure_ascii=is_terminal(sys.stdout)))
+    """One JSON object on standard output; a terminal gets it in ASCII, so that no text can steer it, and so does half a character."""
+    text = json.dumps(value, ensure_ascii=is_terminal(sys.stdout))
+    print(text if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text) else json.dumps(value))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lawf_repl.config import Settings
 from lawf_repl.records import Anchor, Completion, Node, Rerun, Scorecard, TrainingResult, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import token_label, visible
-from lawf_repl.ui.render import anchors_table, answer_view, training_panel
+from lawf_repl.ui.render import anchors_table, answer_view, least_sure, training_panel
 from lawf_repl.ui.theme import Theme, theme_for
 from lawf_repl.ui.tree import reuse_text
 from lawf_repl.verbs.inputs import is_terminal
@@ -42,9 +42,7 @@ class Story:
     def answer(self, completion: Completion, fixed: frozenset[int] = frozenset()) -> None:
         """The answer as coloured tokens and, so that probability never hangs on colour, its least sure tokens in words."""
         self.console.print(answer_view(completion.tokens, self.theme, self.console.width, fixed=fixed))
-        least = sorted(range(len(completion.tokens)), key=lambda i: completion.tokens[i].p)[:3]
-        words = ", ".join(f"{token_label(completion.tokens[i].text, completion.tokens[i].special)} {completion.tokens[i].p:.2f}" for i in least)
-        self.console.print(Text(f"  least sure: {words}", self.theme.rich("quiet"), overflow="fold"))
+        self.console.print(Text(f"  least sure: {least_sure(completion.tokens)}", self.theme.rich("quiet"), overflow="fold"))
 
     def correction(self, node: Node) -> None:
         """One act: at which token, what gave way to what."""

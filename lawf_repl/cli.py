@@ -14,6 +14,13 @@ from lawf_repl.errors import LawfError, UsageError
 
 INTERRUPTED = 130
 PROMPT_HELP = "text, - for standard input, or @FILE"
+COLUMNS = ("name", "model", "prompt", "anchors", "fixed", "drift", "date")  # of lawf sessions
+FILTER_HELP = """what --filter matches, in any case of letters:
+  TEXT            in the name, the model or the prompt
+  name=TEXT       in that column; model=TEXT and prompt=TEXT too
+  fixed=yes       yes, no, or unknown where nothing was compared
+  anchors=2       anchors and drift also with < and >: drift>1e-5
+  date=2026-11    days that begin so, in UTC; with < and > before and from then on"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +83,14 @@ def make_parser() -> Parser:
     show = commands.add_parser("show", help="a saved session as a story to read; needs no model", allow_abbrev=False)
     show.add_argument("session", metavar="SESSION", help="a session file, or a name")
 
+    sessions = commands.add_parser("sessions", help="a table of saved sessions; needs no model", allow_abbrev=False, epilog=FILTER_HELP,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    sessions.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="the folder to list (default: as for --sessions)")
+    sessions.add_argument("--sort", choices=COLUMNS, default="date", help="the column to sort by, least first, dates latest first (default: date)")
+    sessions.add_argument("--reverse", action="store_true", help="the other way round; what has no figure stays last")
+    sessions.add_argument("--filter", action="append", default=[], metavar="TEXT", help="only those that match it, and every further one; see below")
+    sessions.add_argument("--verify", action="store_true", help="check all that the files say, and the adapters' hashes; exit 1 if one does not hold")
+
     locate = commands.add_parser("locate", help="where config, sessions and logs are", allow_abbrev=False)
 
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
@@ -87,9 +102,9 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
-    for command in (demo, answer, fix, train, check, export, replay, show, locate, bench):
+    for command in (demo, answer, fix, train, check, export, replay, show, sessions, locate, bench):
         add_shared_flags(command)
-    for command in (parser, demo, replay, show, locate):
+    for command in (parser, demo, replay, show, sessions, locate):
         command.add_argument("--sessions", type=Path, metavar="DIR", default=argparse.SUPPRESS,
                              help="folder of saved sessions (default: LAWF_SESSIONS, ./sessions if it exists, else the platform's; see lawf locate)")
     return parser
@@ -156,6 +171,10 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.show import run_show
 
         return run_show(options, settings)
+    if options.command == "sessions":
+        from lawf_repl.verbs.sessions import run_sessions
+
+        return run_sessions(options, settings)
     if options.command == "locate":
         from lawf_repl.verbs.locate import run_locate
 

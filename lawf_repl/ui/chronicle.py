@@ -129,7 +129,7 @@ class Teller:
         return self.answer(beat.node)
 
     def corrected(self, beat: Corrected) -> RenderableType:
-        line = Text("✎ ", self.theme.rich("accent"), overflow="fold")
+        line = Text(overflow="fold").append("✎ ", self.theme.rich("accent"))
         if beat.before is not None and beat.after is not None:
             line.append(correction_text(beat.before, beat.after, self.theme))
             line.append(f"   {reuse_text(beat.after.completion.timing)}", self.theme.rich("quiet"))

@@ -26,7 +26,7 @@ class Story:
     """Prints each part as it happens; colours and live redrawing only on a terminal."""
 
     def __init__(self, settings: Settings) -> None:
-        terminal = is_terminal(sys.stdout)
+        self.is_terminal = terminal = is_terminal(sys.stdout)
         self.theme: Theme = theme_for(settings.plain or not terminal, os.environ, settings.theme)
         self.console = Console(width=None if terminal else WIDTH, no_color=not self.theme.colour, highlight=False, markup=False, emoji=False,
                                force_terminal=None if terminal else False)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lawf_repl import store
+from lawf_repl.course import steps_of
 from lawf_repl.digest import DAMAGE, Digest, Ids, Roots, damaged, digest, ids_of, messages_of, number_of
 from lawf_repl.nodes import answered_node, trained_node
-from lawf_repl.records import Anchor, Completion, Correction, Message, Node, Rerun, Scorecard, Token, TrainingResult
+from lawf_repl.records import Anchor, Completion, Correction, Curve, Message, Node, Rerun, Scorecard, Token, TrainingResult, TrainStep
 from lawf_repl.store import Event, Finding, Header
 
 
@@ -90,6 +91,7 @@ class Trained(Beat):
     anchors: tuple[Anchor, ...]   # in the order of the result's figures
     prompts: int
     recipe: dict[str, Any]
+    steps: tuple[TrainStep, ...]  # some of them, in their order; none where the file does not have the course
 
 
 @dataclass(frozen=True)
@@ -276,8 +278,11 @@ class _Teller:
         prompts = [ids_of(ids) for ids in event.get("prompts", [])]
         anchors = tuple(anchor for ids in prompts for anchor in self._cases.get(ids, ()))
         recipe = event.get("recipe")
+        steps = tuple(steps_of(store.from_json(Curve, event["curve"]))) if event.get("curve") is not None else ()
+        if any(len(step.anchor_p) != len(result.anchor_p) for step in steps):
+            raise ValueError("the curve has other anchors than the result")
         self.add(Trained(line, at, result, anchors if len(anchors) == len(result.anchor_p) else (), len(prompts),
-                         dict(recipe) if isinstance(recipe, dict) else {}))
+                         dict(recipe) if isinstance(recipe, dict) else {}, steps))
         parent = self._nodes.get(number_of(event, "parent")) if event.get("node") is not None else None
         if parent is not None:
             self._nodes[event["node"]] = trained_node(event["node"], parent, result, int(event.get("adapter", 0)), 1.0)

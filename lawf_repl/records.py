@@ -146,6 +146,19 @@ class TrainStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """The course of a training at some of its steps: columns of the same length, with the meaning of TrainStep's fields."""
+
+    step: tuple[int, ...]
+    loss: tuple[float, ...]
+    anchor_p: tuple[tuple[float, ...], ...]  # a column for each anchor
+    drift: tuple[float | None, ...]
+    seconds: tuple[float, ...]
+    fixed: tuple[bool, ...]
+    round: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingResult:
     """How a training ended."""
 

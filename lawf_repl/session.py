@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from lawf_repl import __version__, corrections, store
 from lawf_repl.config import FIELDS, Settings, with_setting
+from lawf_repl.course import Course, watched
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError, first_line
@@ -501,15 +502,15 @@ class Session:
         started, self._preparing = time.monotonic() - self._preparing, 0.0
         settings = replace(self.settings, rank=self.settings.rank or rank_for(len(self.cases)))
         replay = [*self._variations(), *self.probes.replay]
-        result, was = None, (self._version, self.adapter_on)
+        result, was, course = None, (self._version, self.adapter_on), Course()
         try:
             if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
                 self._remove_adapter()
                 self._adapter = Adapter.fresh(self.engine.model, settings, self.engine.name)
                 self._structure = ()  # until it is trained it is none of the versions
             self._adapter.switch(True)
-            result = yield from train(self._adapter, self.cases, replay, settings, stop, self.probes.probes[:WATCHED], started,
-                                      list(self._held.values()))
+            result = yield from watched(train(self._adapter, self.cases, replay, settings, stop, self.probes.probes[:WATCHED], started,
+                                              list(self._held.values())), course)
         finally:
             self.decoder.drop_cache()
             if result is None:  # whatever ended it: what was there before is there again
@@ -524,7 +525,8 @@ class Session:
             self._add(trained_node(len(self.nodes), parent, result, self._version, self.settings.confidence))
         recipe = {name: getattr(settings, name) for name in RECIPE}
         self._record("training", node=self.node.id if self.node else None, parent=parent.id if parent else None, adapter=self._version,
-                     before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result))
+                     before=list(was), recipe=recipe, prompts=[list(case.prompt_ids) for case in self.cases], **store.to_json(result),
+                     curve=store.to_json(course.curve()))
         self._keep_adapter()
 
     def prepare(self, stop: Stop = never) -> Iterator[Progress]:

@@ -8,7 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from lawf_repl import store
-from lawf_repl.records import Alternative, Anchor, Check, Completion, Correction, ProbeResult, Reuse, Scorecard, Timing, Token, TrainingResult
+from lawf_repl.course import Course
+from lawf_repl.records import (
+    Alternative,
+    Anchor,
+    Check,
+    Completion,
+    Correction,
+    Curve,
+    ProbeResult,
+    Reuse,
+    Scorecard,
+    Timing,
+    Token,
+    TrainingResult,
+    TrainStep,
+)
 from lawf_repl.store.disk import directory_sha256
 from lawf_repl.store.lines import to_line, to_lines
 
@@ -37,6 +52,16 @@ CARD = Scorecard(1.0, (Check("Capital?", AFTER.text, AFTER.text), Check("Which c
                  (Check("And Spain?", "Madrid.", "Madrid."),), ProbeResult(208, 1.2e-6, 0.0, 0.0))
 
 
+def curve() -> Curve:
+    """Twelve steps in two rounds."""
+    course = Course()
+    for n in range(1, 13):
+        course.add(TrainStep(n, 3 / n ** 2, (1 - 0.6 / n,), 1e-6 * n, n / 8, n > 3, 1 if n < 8 else 2))
+    found = course.curve()
+    assert found is not None
+    return found
+
+
 def events(folder: Path) -> list[Event]:
     """Everything that can happen, with an adapter in `folder`."""
     adapter = folder / "whole.adapter"
@@ -59,7 +84,7 @@ def events(folder: Path) -> list[Event]:
         {"type": "note", "text": "a probe was added", "prompt": "And you?", "prompt_ids": [3], "answer_ids": [4]},
         {"type": "note", "what": "settings", "text": "set rank", "settings": {"rank": 2}},
         {"type": "training", "node": 2, "parent": 1, "adapter": 1, "before": [0, False], "recipe": {"rank": 2}, "prompts": [list(PROMPT_IDS)],
-         **store.to_json(RESULT)},
+         **store.to_json(RESULT), "curve": store.to_json(curve())},
         {"type": "adapter", "path": adapter.name, "sha256": directory_sha256(adapter), "adapter": 1},
         {"type": "rerun", "prompt": PROMPT, "before": BEFORE.text, "before_ids": list(BEFORE.ids), "before_matches": True, "accepted": AFTER.text,
          "after": LEARNED.text, "after_ids": list(LEARNED.ids), "fixed": True, "adapter": 1, "after_completion": store.completion_to_json(LEARNED)},

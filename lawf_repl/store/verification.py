@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lawf_repl.errors import SessionError
-from lawf_repl.records import Anchor, Completion, Correction, Scorecard, TrainingResult
+from lawf_repl.records import Anchor, Completion, Correction, Curve, Scorecard, TrainingResult
 from lawf_repl.store import lines as form
 from lawf_repl.store.adapters import find_adapter, former_names
 from lawf_repl.store.lines import Event, Header
@@ -162,11 +162,15 @@ class _Check:
 
     def _train(self, event: Event) -> str | None:
         result = from_json(TrainingResult, event)
+        curve = from_json(Curve, event["curve"]) if event.get("curve") is not None else None  # younger than the schema
         prompts = [tuple(prompt) if isinstance(prompt, list) else () for prompt in event.get("prompts", [])]
         if event.get("node") is not None and event.get("parent") in self._nodes:
             self._nodes[_number(event, "node")] = self._nodes[event["parent"]]  # the same answer, another model
         if not set(prompts) <= self._accepted:
             return "it names a prompt whose answer was not accepted"
+        if curve is not None and {len(column) for column in (curve.loss, curve.drift, curve.seconds, curve.fixed, curve.round, *curve.anchor_p)} \
+                != {len(curve.step)}:
+            return "the columns of its curve differ in length"
         return None if len(result.unreachable) <= len(result.anchor_p) else "more anchors were not reached than there are"
 
     def _rerun(self, event: Event) -> str | None:

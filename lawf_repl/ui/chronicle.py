@@ -154,7 +154,7 @@ class Teller:
         return self.quiet(beat.text)
 
     def trained(self, beat: Trained) -> RenderableType:
-        return training_panel(beat.anchors, (), beat.result, self.theme, width=self.width)
+        return training_panel(beat.anchors, beat.steps, beat.result, self.theme, width=self.width)
 
     def compared(self, beat: Compared) -> RenderableType:
         words = [] if beat.whole else [self.quiet("compared word by word: the file does not have both answers as tokens")]

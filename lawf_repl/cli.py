@@ -91,6 +91,11 @@ def make_parser() -> Parser:
     sessions.add_argument("--filter", action="append", default=[], metavar="TEXT", help="only those that match it, and every further one; see below")
     sessions.add_argument("--verify", action="store_true", help="check all that the files say, and the adapters' hashes; exit 1 if one does not hold")
 
+    report = commands.add_parser("report", help="saved sessions as one HTML page that needs nothing else; needs no model", allow_abbrev=False)
+    report.add_argument("session", nargs="+", metavar="SESSION", help="a session file, a folder of them, or a name")
+    report.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the page to write, for example report.html")
+    report.add_argument("--force", action="store_true", help="replace what stands there")
+
     locate = commands.add_parser("locate", help="where config, sessions and logs are", allow_abbrev=False)
 
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
@@ -102,9 +107,9 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
-    for command in (demo, answer, fix, train, check, export, replay, show, sessions, locate, bench):
+    for command in (demo, answer, fix, train, check, export, replay, show, sessions, report, locate, bench):
         add_shared_flags(command)
-    for command in (parser, demo, replay, show, sessions, locate):
+    for command in (parser, demo, replay, show, sessions, report, locate):
         command.add_argument("--sessions", type=Path, metavar="DIR", default=argparse.SUPPRESS,
                              help="folder of saved sessions (default: LAWF_SESSIONS, ./sessions if it exists, else the platform's; see lawf locate)")
     return parser
@@ -175,6 +180,10 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.sessions import run_sessions
 
         return run_sessions(options, settings)
+    if options.command == "report":
+        from lawf_repl.verbs.report import run_report
+
+        return run_report(options, settings)
     if options.command == "locate":
         from lawf_repl.verbs.locate import run_locate
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lawf_repl import store
 from lawf_repl.config import default_config_path
-from lawf_repl.errors import SessionError, UsageError
+from lawf_repl.errors import LawfError, SessionError, UsageError
 
 LONGEST = 200  # bytes of a session's name: with what lies beside it a file name has 255
 FORBIDDEN = frozenset('/\\:*?"<>|')  # of one system or another; a session may be carried to each
@@ -122,6 +122,22 @@ def find_sessions(texts: Iterable[str], folder: Path) -> list[Path]:
         else:
             found.append(path)
     return list(dict.fromkeys(found))
+
+
+def find_all(texts: Iterable[str], folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The sessions, and what is none with the reason: it does not stop the others. Raises SessionError, UsageError where nothing is left."""
+    paths: list[Path] = []
+    missing: list[tuple[str, str]] = []
+    first: LawfError | None = None
+    for text in texts:
+        try:
+            paths += find_sessions([text], folder)
+        except LawfError as error:
+            first = first or error
+            missing.append((text, str(error)))
+    if first and not paths:
+        raise first
+    return list(dict.fromkeys(paths)), missing
 
 
 def sessions_in(folder: Path) -> list[Path]:

@@ -21,11 +21,11 @@ LEVELS = (
      "lawf_repl"},
     {"engine", "learn", "measure"},
     {"session", "restore", "agreement", "replay", "export", "bench", "demo"},
-    {"cli", "ui", "verbs", "__main__"},
+    {"cli", "ui", "report", "verbs", "__main__"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 BANNED = {
-    "ui": {"torch", "transformers", "peft"},
+    "ui": {"torch", "transformers", "peft"}, "report": {"torch", "transformers", "peft"},
     "engine": {"rich", "prompt_toolkit"}, "learn": {"rich", "prompt_toolkit"}, "measure": {"rich", "prompt_toolkit"},
     **{part: HEAVY for part in LEVELS[0]},
 }

@@ -41,6 +41,15 @@ def token_diff(before: Completion, after: Completion) -> tuple[list[Run], list[R
     return sides
 
 
+def changed_positions(before: Completion, after: Completion) -> tuple[frozenset[int], frozenset[int]]:
+    """The positions of what only one side has, each the last of its character's tokens."""
+    ends = [sorted({last for _, last in groups(side.tokens)}) for side in (before, after)]
+    matcher = SequenceMatcher(None, [unit[0] for unit in _units(before)], [unit[0] for unit in _units(after)], autojunk=False)
+    changed = [code for code in matcher.get_opcodes() if code[0] != "equal"]
+    return (frozenset(last for _, start, end, _, _ in changed for last in ends[0][start:end]),
+            frozenset(last for _, _, _, start, end in changed for last in ends[1][start:end]))
+
+
 def _units(completion: Completion) -> list[tuple[tuple[int, ...], str]]:
     spans = groups(completion.tokens)
     return [(completion.ids[span[0]:index + 1], piece(completion.tokens[index])) for index, span in enumerate(spans) if span[1] == index]
@@ -101,28 +110,45 @@ def comparison(rerun: Rerun, theme: Theme) -> RenderableType:
     return Comparison(rerun, theme)
 
 
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row of a scorecard; None where it was not measured. `judged`: there is a right and a wrong of it."""
+
+    name: str
+    figure: str | None
+    count: int
+    meaning: str
+    held: bool
+    judged: bool = True
+
+
+def scorecard_rows(card: Scorecard, cases: int) -> list[Figure]:
+    """Every figure of a scorecard with the number of things it was measured on."""
+    good = None if card.reliability is None else round(card.reliability * cases)
+    probes, probed = card.probes, card.probes.n if card.probes else 0
+    rows = [
+        Figure("reliability", None if good is None else f"{good} of {cases}", cases, "trained prompts now right", good == cases),
+        Figure("generality", _held(card.paraphrases), len(card.paraphrases), "paraphrases now right", _all_ok(card.paraphrases)),
+        Figure("locality", _held(card.neighbours), len(card.neighbours), "neighbours answered as before", _all_ok(card.neighbours)),
+        Figure("drift", None if probes is None else f"{probes.drift_nats:.2g} nats", probed, "KL per token on unrelated prompts", True, False),
+        Figure("flips", None if probes is None else f"{probes.flips:.1%}", probed, "unrelated prompts answered otherwise",
+               probes is None or probes.flips == 0),
+    ]
+    if probes is not None and probes.near_ties:
+        rows.append(Figure("near-ties", f"{probes.near_ties:.1%}", probes.n, "flips where the base itself was undecided", True, False))
+    return rows
+
+
 def scorecard_table(card: Scorecard, cases: int, theme: Theme) -> RenderableType:
     """Every figure of a scorecard with the number of things it was measured on, and the checks that did not hold."""
     table = Table(box=None if theme.plain else box.SIMPLE_HEAD, border_style=theme.rich("border"), header_style=theme.rich("quiet"),
                   show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for title, justify in (("check", "left"), ("result", "right"), ("n", "right"), ("means", "left")):
         table.add_column(title, justify="right" if justify == "right" else "left", overflow="fold")
-    good = None if card.reliability is None else round(card.reliability * cases)
-    probes, probed = card.probes, card.probes.n if card.probes else 0
-    rows: list[tuple[str, str | None, int, str, bool]] = [
-        ("reliability", None if good is None else f"{good} of {cases}", cases, "trained prompts now right", good == cases),
-        ("generality", _held(card.paraphrases), len(card.paraphrases), "paraphrases now right", _all_ok(card.paraphrases)),
-        ("locality", _held(card.neighbours), len(card.neighbours), "neighbours answered as before", _all_ok(card.neighbours)),
-        ("drift", None if probes is None else f"{probes.drift_nats:.2g} nats", probed, "KL per token on unrelated prompts", True),
-        ("flips", None if probes is None else f"{probes.flips:.1%}", probed, "unrelated prompts answered otherwise",
-         probes is None or probes.flips == 0),
-    ]
-    if probes is not None and probes.near_ties:
-        rows.append(("near-ties", f"{probes.near_ties:.1%}", probes.n, "flips where the base itself was undecided", True))
-    for name, figure, count, meaning, held in rows:
-        look = "quiet" if figure is None else "good" if held else "bad"
-        table.add_row(Text(name), Text(figure or NOT_MEASURED, theme.rich(look)), Text(str(count) if figure else "0"),
-                      Text(meaning, theme.rich("quiet")))
+    for row in scorecard_rows(card, cases):
+        look = "quiet" if row.figure is None else "good" if row.held else "bad"
+        table.add_row(Text(row.name), Text(row.figure or NOT_MEASURED, theme.rich(look)), Text(str(row.count) if row.figure else "0"),
+                      Text(row.meaning, theme.rich("quiet")))
     failures = [_failure(kind, check, theme) for kind, checks in (("paraphrase", card.paraphrases), ("neighbour", card.neighbours))
                 for check in checks if not check.ok]
     return Group(table, *([Text("")] if failures else []), *failures)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.errors import LawfError, SessionError, UsageError
-from lawf_repl.places import find_sessions, sessions_place
+from lawf_repl.places import find_all, sessions_place
 from lawf_repl.ui.layout import visible
 from lawf_repl.verbs.inputs import interruptible, is_terminal, print_json
 
@@ -57,22 +57,6 @@ def run_replay(options: argparse.Namespace, settings: Settings) -> int:
         print(f"lawf: interrupted after {len(rows) - len(missing)} of {len(paths)} sessions", file=sys.stderr)
         return 130
     return 1 if any(row.status in ("diverged", "changed") for row in rows) else 2 if any(row.status == "error" for row in rows) else 0
-
-
-def find_all(texts: Sequence[str], folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
-    """The sessions, and what is none with the reason: it does not stop the others. Raises SessionError, UsageError where nothing is left."""
-    paths: list[Path] = []
-    missing: list[tuple[str, str]] = []
-    first: LawfError | None = None
-    for text in texts:
-        try:
-            paths += find_sessions([text], folder)
-        except LawfError as error:
-            first = first or error
-            missing.append((text, str(error)))
-    if first and not paths:
-        raise first
-    return list(dict.fromkeys(paths)), missing
 
 
 def replay_all(paths: Sequence[Path], settings: Settings, given: frozenset[str], retrain: bool, stop: Callable[[], bool]) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
+from itertools import pairwise
 from typing import TypeVar
 
 from lawf_repl.records import Curve, TrainStep
@@ -58,10 +59,12 @@ def watched(steps: Generator[TrainStep, None, T], course: Course) -> Generator[T
 
 
 def steps_of(curve: Curve) -> list[TrainStep]:
-    """The steps that a curve holds. Raises ValueError where its columns do not fit each other."""
+    """The steps that a curve holds. Raises ValueError where its columns do not fit each other, or its steps are in no order."""
     columns = [curve.step, curve.loss, curve.drift, curve.seconds, curve.fixed, curve.round, *curve.anchor_p]
     if len({len(column) for column in columns}) > 1:
         raise ValueError("the columns of the curve differ in length")
+    if not all(before < after for before, after in pairwise([-1, *curve.step, 2 ** 53])):
+        raise ValueError("the steps of the curve do not follow each other")
     return [TrainStep(curve.step[i], curve.loss[i], tuple(column[i] for column in curve.anchor_p), curve.drift[i], curve.seconds[i], curve.fixed[i],
                       curve.round[i]) for i in range(len(curve.step))]
 

@@ -16,6 +16,7 @@ from lawf_repl.ui.render import percent, shorten
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 270, 180, 38, 10, 10, 32
 LINES = 6           # anchors that get a line: colours and dashes beyond that are not told apart
 DECADES = 12        # of a logarithmic axis at most
+LARGEST = 1e100     # what is above it, or no number, is no figure of a training
 Point = tuple[float, float]
 
 
@@ -62,11 +63,11 @@ def _anchors(trained: Trained) -> Html | None:
 
 def chart(title: str, series: Sequence[Series], steps: Sequence[TrainStep], *, share: bool = False, legend: Html | None = None) -> Html:
     """One chart over the steps: `share` from 0 to 100 %, else logarithmic. What cannot be drawn there is left out, and said."""
-    kept = [Series(tuple(point for point in one.points if math.isfinite(point[1]) and (share or point[1] > 0)), one.look) for one in series]
+    kept = [Series(tuple(point for point in one.points if point[1] < LARGEST and (share or point[1] > 0)), one.look) for one in series]
     left_out = sum(len(one.points) for one in series) - sum(len(one.points) for one in kept)
     values = [y for one in kept for _, y in one.points]
     if not values:
-        return tag("figure", tag("figcaption", title), tag("p", "zero throughout", class_="quiet"))
+        return tag("figure", tag("figcaption", title), tag("p", "no value that could be drawn", class_="quiet"))
     first, last = steps[0].step, steps[-1].step
     low, high = (0, 1) if share else _decades(values)
 
@@ -97,7 +98,7 @@ def chart(title: str, series: Sequence[Series], steps: Sequence[TrainStep], *, s
                       tag("circle", cx=_at(places[-1][0]), cy=_at(places[-1][1]), r=3, class_=f"dot look{one.look}")]
     spoken = f"{title}{'' if share else ' in nats'}: {_figure(values[0], share)} at step {first}, {_figure(values[-1], share)} at step {last}"
     drawing = tag("svg", tag("title", spoken), *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
-    note = tag("p", f"{left_out} value{'' if left_out == 1 else 's'} of 0 left out", class_="quiet small") if left_out else None
+    note = tag("p", f"left out: {left_out} value{'' if left_out == 1 else 's'} of 0", class_="quiet small") if left_out else None
     ends = None if share else tag("span", f" in nats, from {_figure(values[0], share)} to {_figure(values[-1], share)}", class_="quiet")
     return tag("figure", tag("figcaption", title, ends), drawing, legend, note)
 

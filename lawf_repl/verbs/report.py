@@ -17,6 +17,7 @@ from lawf_repl.store import SUFFIX
 from lawf_repl.store.disk import clear_errors
 from lawf_repl.ui.layout import visible
 from lawf_repl.verbs.inputs import print_json
+from lawf_repl.verbs.sessions import reason
 
 
 def run_report(options: argparse.Namespace, settings: Settings) -> int:
@@ -25,6 +26,7 @@ def run_report(options: argparse.Namespace, settings: Settings) -> int:
     refuse(out, options.force)
     paths, failed = find_all(options.session, sessions_place(getattr(options, "sessions", None), os.environ).path)
     chronicles: list[Chronicle] = []
+    unread = [(Path(name).name, "there is no session") for name, _ in failed]  # the page may be sent to others: it names no folders
     first: LawfError | None = None
     for path in paths:
         try:
@@ -32,18 +34,19 @@ def run_report(options: argparse.Namespace, settings: Settings) -> int:
         except LawfError as error:
             first = first or error
             failed.append((path.name, str(error)))
+            unread.append((path.name, reason(str(error), path)))
     if first and not chronicles:
         raise first
-    content = page(chronicles, failed).encode()
+    content = page(chronicles, unread).encode()
     write(out, content, options.force)
     if settings.json:
         print_json({"schema": "lawf.report/1", "out": str(out), "bytes": len(content), "sessions": [str(one.path) for one in chronicles],
-                    "failed": [{"session": name, "error": reason} for name, reason in failed]})
+                    "failed": [{"session": name, "error": said} for name, said in failed]})
     else:
         count = len(chronicles)
         print(visible(f"{out}: {count} session{'' if count == 1 else 's'}, {len(content) // 1000 + 1} kB"))
-        for _, reason in failed:
-            print(f"lawf: {visible(reason)}", file=sys.stderr)
+        for _, said in failed:
+            print(f"lawf: {visible(said)}", file=sys.stderr)
     return 2 if failed else 0
 
 

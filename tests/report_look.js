@@ -1,5 +1,5 @@
 // What a browser makes of each framed page: its elements, its width, its tips under the keyboard, what is hard to read.
-const found = {}, wait = () => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)));
+const found = {}, wait = () => new Promise(done => setTimeout(done, 0));
 const shade = colour => { const [r, g, b, a] = [...colour.match(/[\d.]+/g).map(Number), 1]; return {r, g, b, a}; };
 // relative luminance and contrast as WCAG 2 defines them
 const light = c => [c.r, c.g, c.b].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
@@ -24,7 +24,9 @@ onload = async () => {
     out.tips = 0; out.outside = [];
     const tokens = [...page.querySelectorAll(".answer .t")];
     for (const token of tokens) {
-      token.focus(); await wait();
+      token.scrollIntoView({block: "end"});  // where there is no room below
+      token.focus({preventScroll: true});
+      await wait();
       const tip = token.querySelector(".tip"), box = tip.getBoundingClientRect();
       if (page.activeElement === token && view.getComputedStyle(tip).display === "block") out.tips++;
       if (box.left < 0 || box.right > view.innerWidth || box.top < 0 || box.bottom > view.innerHeight) out.outside.push([box.left, box.top, box.right, box.bottom]);

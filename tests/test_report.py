@@ -327,8 +327,8 @@ def browse(tmp_path: Path, frames: dict[str, tuple[str, int, int]], *flags: str)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(tmp_path: Path, scheme: str) -> None:
     evil, harmless = (page_of(attacked(tmp_path, text, "one")) for text in (EVIL, "harmless"))
-    told = page_of(saved.whole(tmp_path))
-    found = browse(tmp_path, {"evil": (evil, 390, 844), "harmless": (harmless, 390, 844), "phone": (told, 390, 844), "desk": (told, 1100, 800)},
+    told, long = page_of(saved.whole(tmp_path)), page_of(attacked(tmp_path, "tokens as wide as many words", "two"))  # some at the right edge
+    found = browse(tmp_path, {"evil": (evil, 390, 844), "harmless": (harmless, 390, 844), "phone": (told, 390, 844), "desk": (long, 1100, 800)},
                    f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}")
     assert found["owned"] is None, "a script ran"
     assert found["evil"]["tags"] == found["harmless"]["tags"] and found["evil"]["title"] == "one · lawf"

@@ -8,11 +8,12 @@ from itertools import groupby
 from lawf_repl.records import Token
 from lawf_repl.report.markup import Html, joined, tag, text
 from lawf_repl.ui.layout import groups, piece, token_label
-from lawf_repl.ui.render import alternative_rows, bar, least_sure, percent, token_look
+from lawf_repl.ui.render import alternative_rows, bar, least_sure, percent, shorten, token_look
 
 WORTH = 0.001   # alternatives below this probability are left to the last row
 FEWEST = 3      # but so many are always shown
 BAR = 8         # characters of a bar
+LABEL = 40      # cells of a token's name at most
 LEGEND = (("sure", "95 % and more"), ("likely", "80 %"), ("open", "50 %"), ("unsure", "20 %"), ("doubtful", "less"))
 
 
@@ -78,13 +79,14 @@ def _tip(tokens: Sequence[Token], start: int, last: int, mended: bool) -> Iterat
     token = tokens[last]
     ids = " ".join(str(one.id) for one in tokens[start:last + 1])
     where = f"{start}" if start == last else f"{start} to {last}"
-    yield tag("span", tag("b", token_label(token.text, token.special)), f"  at {where}, id {ids}", class_="head")
+    yield tag("span", tag("b", shorten(token_label(token.text, token.special), LABEL)), f"  at {where}, id {ids}", class_="head")
     fix = ", put there by a fix" if mended else ""
     yield tag("span", f"p {percent(token.p).strip()}, rank {token.rank + 1}, entropy {token.entropy:.2f} nats{fix}", class_="head quiet")
     rows = alternative_rows(token, token.alternatives)
     shown = [row for index, row in enumerate(rows[:-1]) if index < FEWEST or row.current or row.p >= WORTH]
     for row in shown:
-        label = joined(tag("b", row.label) if row.current else row.label)
+        short = shorten(row.label, LABEL)
+        label = joined(tag("b", short) if row.current else short)
         yield _row("" if row.rank is None else f"{row.rank + 1}", label, row.p)
     yield _row("", text("all others"), max(0.0, 1.0 - sum(row.p for row in shown)))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lawf_repl.chronicle import Trained, read_chronicle
@@ -238,6 +238,7 @@ def test_what_is_damaged_is_said(tmp_path: Path) -> None:
 # -- text stays text -----------------------------------------------------------------------------------------------------
 
 
+@example('<script>"', '"><b>')
 @given(TEXTS, TEXTS)
 def test_a_string_is_never_markup(content: str, value: str) -> None:
     made = tag("p", content, joined(value, None), title=value)

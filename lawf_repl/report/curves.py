@@ -16,7 +16,7 @@ from lawf_repl.ui.render import percent, shorten
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 270, 180, 38, 10, 10, 32
 LINES = 6           # anchors that get a line: colours and dashes beyond that are not told apart
 DECADES = 12        # of a logarithmic axis at most
-LARGEST = 1e100     # what is above it, or no number, is no figure of a training
+LARGEST = 1e100     # what is above it, below its inverse, or no number is not drawn
 Point = tuple[float, float]
 
 
@@ -63,7 +63,7 @@ def _anchors(trained: Trained) -> Html | None:
 
 def chart(title: str, series: Sequence[Series], steps: Sequence[TrainStep], *, share: bool = False, legend: Html | None = None) -> Html:
     """One chart over the steps: `share` from 0 to 100 %, else logarithmic. What cannot be drawn there is left out, and said."""
-    kept = [Series(tuple(point for point in one.points if point[1] < LARGEST and (share or point[1] > 0)), one.look) for one in series]
+    kept = [Series(tuple(point for point in one.points if point[1] < LARGEST and (share or point[1] > 1 / LARGEST)), one.look) for one in series]
     left_out = sum(len(one.points) for one in series) - sum(len(one.points) for one in kept)
     values = [y for one in kept for _, y in one.points]
     if not values:

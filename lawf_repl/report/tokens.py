@@ -48,7 +48,7 @@ def changed(tokens: Sequence[Token], positions: frozenset[int], name: str, sign:
     """An answer in which the tokens at these positions are marked: in an element `name`, between two signs. No tips without `numbers`."""
     def parts() -> Iterator[Html]:
         for marked, run in groupby(spans(tokens), key=lambda span: span[1] in positions):
-            inside = [_token(tokens, start, last, numbers) if numbers else _parted(piece(tokens[last])) for start, last in run]
+            inside = [_token(tokens, start, last, numbers) if numbers else _bare(tokens[last]) for start, last in run]
             if marked:  # the space before what is marked is not marked itself
                 yield text(inside[0][0])
                 yield tag(name, tag("b", sign, class_="sign"), inside[0][1], *(joined(*one) for one in inside[1:]), tag("b", sign, class_="sign"))
@@ -58,10 +58,16 @@ def changed(tokens: Sequence[Token], positions: frozenset[int], name: str, sign:
     return tag("div", *parts(), class_="answer", dir="auto")
 
 
-def _parted(shown: str) -> tuple[str, Html]:
+def _bare(token: Token) -> tuple[str, Html]:
+    """As `_token`, of a word that is no token."""
+    lead, rest = _parted(piece(token))
+    return lead, tag("span", rest)
+
+
+def _parted(shown: str) -> tuple[str, str]:
     """The spaces that a token begins with, and the rest of it."""
     rest = shown.lstrip(" ")
-    return shown[:len(shown) - len(rest)], text(rest)
+    return shown[:len(shown) - len(rest)], rest
 
 
 def _token(tokens: Sequence[Token], start: int, last: int, numbers: Numbers, fixed: frozenset[int] = frozenset()) -> tuple[str, Html]:
@@ -72,7 +78,7 @@ def _token(tokens: Sequence[Token], start: int, last: int, numbers: Numbers, fix
     tip = tag("span", *_tip(tokens, start, last, mended), class_="tip", id=number, role="tooltip")
     lead, shown = _parted(piece(token))
     broken = "\n" if shown.endswith("\n") else ""  # nor is a line break at its end part of it
-    return lead, joined(tag("span", Html(shown.removesuffix("\n")), tip, class_=" ".join(names), tabindex=0, aria_describedby=number), broken)
+    return lead, joined(tag("span", shown.removesuffix("\n"), tip, class_=" ".join(names), tabindex=0, aria_describedby=number), broken)
 
 
 def _tip(tokens: Sequence[Token], start: int, last: int, mended: bool) -> Iterator[Html]:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lawf_repl import store
-from lawf_repl.chronicle import Trained, read_chronicle
+from lawf_repl.beats import Trained
+from lawf_repl.chronicle import read_chronicle
 from lawf_repl.course import FIGURES, LEAST, POINTS, Course, steps_of, watched
 from lawf_repl.records import Curve, TrainStep
 from lawf_repl.ui.chronicle import Teller

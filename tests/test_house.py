@@ -17,8 +17,8 @@ HEAVY = {"torch", "transformers", "peft", "rich", "prompt_toolkit"}
 
 # A part of the package may import its own level and lower ones.
 LEVELS = (
-    {"records", "config", "errors", "spans", "conversations", "corrections", "store", "places", "nodes", "course", "digest", "selection", "chronicle",
-     "lawf_repl"},
+    {"records", "config", "errors", "spans", "conversations", "corrections", "store", "places",
+     "nodes", "beats", "course", "digest", "selection", "chronicle", "lawf_repl"},
     {"engine", "learn", "measure"},
     {"session", "restore", "agreement", "replay", "export", "bench", "demo"},
     {"cli", "ui", "report", "verbs", "__main__"},

@@ -20,7 +20,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lawf_repl.chronicle import Trained, read_chronicle
+from lawf_repl.beats import Trained
+from lawf_repl.chronicle import read_chronicle
 from lawf_repl.cli import main
 from lawf_repl.records import TrainingResult, TrainStep
 from lawf_repl.report.curves import charts, whole_ticks

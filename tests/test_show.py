@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Group
 
-from lawf_repl.chronicle import Answered, Beat, Compared, Corrected, Kept, Listed, Lost, Trained, read_chronicle
+from lawf_repl.beats import Answered, Beat, Compared, Corrected, Kept, Listed, Lost, Trained
+from lawf_repl.chronicle import read_chronicle
 from lawf_repl.cli import main
 from lawf_repl.digest import read_digest
 from lawf_repl.store import token_to_json

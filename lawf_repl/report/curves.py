@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lawf_repl.chronicle import Trained
+from lawf_repl.beats import Trained
 from lawf_repl.records import TrainStep
 from lawf_repl.report.markup import Html, joined, own, tag
 from lawf_repl.ui.layout import token_label

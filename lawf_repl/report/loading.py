@@ -6,7 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from lawf_repl.chronicle import Chronicle, Kept
+from lawf_repl.beats import Kept
+from lawf_repl.chronicle import Chronicle
 from lawf_repl.digest import model_name
 from lawf_repl.export.shell import ANY, asked, quote
 from lawf_repl.records import Message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lawf_repl.chronicle import Compared
+from lawf_repl.beats import Compared
 from lawf_repl.records import Check, Scorecard
 from lawf_repl.report.markup import Html, joined, own, tag
 from lawf_repl.report.tokens import Numbers, changed

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lawf_repl.chronicle import (
+from lawf_repl.beats import (
     Accepted,
     Answered,
     Asked,
     Beat,
-    Chronicle,
     Compared,
     Corrected,
     Exported,
@@ -22,6 +21,7 @@ from lawf_repl.chronicle import (
     Noted,
     Trained,
 )
+from lawf_repl.chronicle import Chronicle
 from lawf_repl.records import Anchor, Message, Node
 from lawf_repl.report.curves import charts
 from lawf_repl.report.loading import loading

@@ -10,12 +10,11 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from lawf_repl.chronicle import (
+from lawf_repl.beats import (
     Accepted,
     Answered,
     Asked,
     Beat,
-    Chronicle,
     Compared,
     Corrected,
     Exported,
@@ -27,6 +26,7 @@ from lawf_repl.chronicle import (
     Noted,
     Trained,
 )
+from lawf_repl.chronicle import Chronicle
 from lawf_repl.digest import model_name
 from lawf_repl.records import Node
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence

@@ -99,7 +99,7 @@ def make_parser() -> Parser:
     locate = commands.add_parser("locate", help="where config, sessions and logs are", allow_abbrev=False)
 
     bench = commands.add_parser("bench", help="compare with peers: what each way of training costs the rest of the model", allow_abbrev=False)
-    bench.add_argument("what", choices=("objective",), metavar="objective", help="the comparison to run")
+    bench.add_argument("what", choices=("objective", "speed", "start"), metavar="objective|speed|start", help="the comparison to run")
     bench.add_argument("--edits", type=int, metavar="N", help="planted mistakes to correct, all kinds in turn (default: all of them)")
     bench.add_argument("--seeds", type=int, default=1, metavar="K", help="seeds to train each with (default: 1)")
     bench.add_argument("--levers", action="store_true", help="instead of the peers: our own recipe with one thing changed at a time")

@@ -93,6 +93,53 @@ def stream_table(rows: Sequence[StreamRow], theme: Theme) -> Table:
     return table
 
 
+class FigureRow(Protocol):
+    """A measured pair: ours, a peer's, and the quotient that was aimed at."""
+
+    @property
+    def what(self) -> str: ...
+    @property
+    def ours(self) -> float: ...
+    @property
+    def theirs(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def peer(self) -> str: ...
+    @property
+    def goal(self) -> float | None: ...
+    @property
+    def better(self) -> str: ...
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def reached(self) -> bool | None: ...
+
+
+def figures_table(figures: Sequence[FigureRow], theme: Theme) -> Table:
+    """Each figure with its peer's, their quotient, and the goal where there is one: met or missed in words, not in colour alone."""
+    table = Table(box=None if theme.plain else box.SIMPLE_HEAD, border_style=theme.rich("border"), header_style=theme.rich("quiet"), show_edge=False,
+                  pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("what", "ours", "peer", "", "ratio", "goal"):
+        table.add_column(name, justify="left" if name in ("what", "") else "right", overflow="fold" if name in ("what", "") else "ellipsis",
+                         no_wrap=name not in ("what", ""))
+    for one in figures:
+        look = "" if one.reached is None else theme.rich("good" if one.reached else "bad")
+        goal = "" if one.goal is None else f"{'at most' if one.better == 'lower' else 'at least'} {one.goal:g} {'met' if one.reached else 'missed'}"
+        table.add_row(Text(one.what), quantity(one.ours, one.unit), quantity(one.theirs, one.unit), Text(one.peer, theme.rich("quiet")),
+                      Text(f"{one.ratio:.3g}", look), Text(goal, look))
+    return table
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with its unit, short: 12 ms, 1.4 s, 812 MiB, 540 tokens/s."""
+    if unit == "s":
+        return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB" if value < 2**30 else f"{value / 2**30:.2f} GiB"
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
 def _power(value: float, digits: int = 0) -> str:
     """1.2e-5 for 0.000012: Python's exponents have a zero that a narrow column cannot spare."""
     mantissa, _, exponent = f"{value:.{digits}e}".partition("e")

@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # the real import brings torch
 
 def run_bench(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0, or 130 if interrupted: then the rows so far are summed up. Raises UsageError for a model that is not the demo's."""
+    if options.what != "objective":
+        from lawf_repl.verbs.figures import run_figures
+
+        return run_figures(options, settings)
     if "model" in options:
         raise UsageError("lawf bench objective runs on the planted mistakes of the embedded demo model: leave out --model")
     if "adapter" in options:

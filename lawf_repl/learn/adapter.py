@@ -105,6 +105,10 @@ class Adapter:
         """Rows of a layer's A."""
         return int(next(iter(self.layers()[path].lora_A.values())).weight.shape[0])
 
+    def directions(self) -> dict[str, torch.Tensor]:
+        """The matrix A (rank, d) of each layer."""
+        return {path: next(iter(layer.lora_A.values())).weight.detach().clone() for path, layer in self.layers().items()}
+
     @torch.no_grad()
     def set_directions(self, directions: dict[str, torch.Tensor]) -> None:
         """Put a matrix (rank, d) in place of the A of each layer named; B stays."""

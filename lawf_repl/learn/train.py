@@ -41,7 +41,7 @@ BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 o
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """What is fixed before the loop."""
 
     batch: Batch
@@ -55,26 +55,27 @@ class _Prepared:
 
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
           stop: Stop = lambda: False, watch: Sequence[Pair] = (), started: float | None = None,
-          hold: Sequence[Pair] = ()) -> Generator[TrainStep, None, TrainingResult]:
+          hold: Sequence[Pair] = (), way: type[Loop] | None = None) -> Generator[TrainStep, None, TrainingResult]:
     """Train `adapter` on `cases`, holding the base's answers to `replay` prompts; yields each step, returns how it ended.
 
     The drift of a step is that of the `watch` prompts, which nothing is trained on. Time counts from `started`, where something
     was prepared before. Answers to `hold` prompts are part of the objective from the start, not only once they moved. Ends when
     all anchors hold (a hard one at --target-p, a weak preference near its goal), every top-1 that has to is the accepted token
     and no replay answer moved ("converged"), when the objective falls no further without that ("plateau"), at settings.max_steps, at
-    settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept.
+    settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept. `way` is another way to
+    minimise, for a comparison.
     Raises TrainingError without anchors, or where anchors contradict each other.
     """
     check_cases(cases)
     started = time.monotonic() if started is None else started
     with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
-        loop = _Loop(adapter, _prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
+        loop = (way or Loop)(adapter, _prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
         loop.hold(hold)
         reason: StopReason = yield from loop.run(stop)
         return loop.finish(reason)
 
 
-def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> _Prepared:
+def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> Prepared:
     model = adapter.base
     batch = make_batch([(case.prompt_ids, case.completion_ids) for case in cases], model.device)
     own = {tuple(case.prompt_ids) for case in cases}
@@ -89,11 +90,11 @@ def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wa
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
     must = reference.argmax(-1) == batch.targets
     must[target.anchors] = target.hard
-    return _Prepared(batch, target, must, pool, Pool(adapter, watch, lower), moments, lower)
+    return Prepared(batch, target, must, pool, Pool(adapter, watch, lower), moments, lower)
 
 
 @dataclass
-class _Reading:
+class Reading:
     """Where the anchors stand at one set of weights."""
 
     anchor_p: torch.Tensor  # (M,) p of the chosen token
@@ -111,10 +112,12 @@ class _Reading:
         return self.fixed and bool(self.reached.all())
 
 
-class _Loop:
-    """The state of one training run."""
+class Loop:
+    """The state of one training run. What the bench compares with overrides a method each: `solver`, `aim`, `anchor_losses`."""
 
-    def __init__(self, adapter: Adapter, prepared: _Prepared, settings: Settings, started: float) -> None:
+    iterations = ITERATIONS
+
+    def __init__(self, adapter: Adapter, prepared: Prepared, settings: Settings, started: float) -> None:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
         everything = adapter.parameters()
         goal = max(settings.goal_p, 1 - (1 - settings.target_p) / BEYOND)  # a goal below the target would end short of it
@@ -122,7 +125,7 @@ class _Loop:
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:
-            aim(adapter, prepared.moments, self._anchor_loss, settings.seed)
+            self.aim()
             self.trained, self.pull = adapter.outward(), settings.pull
         self.start = [parameter.detach().clone() for parameter in self.trained]
         self.cases = len(prepared.batch.lengths)
@@ -140,7 +143,7 @@ class _Loop:
     def run(self, stop: Stop) -> Generator[TrainStep, None, StopReason]:
         settings, rounds = self.settings, self.settings.rounds
         while True:
-            solver = Solver(self.trained, self._evaluate)
+            solver = self.solver()
             loss, reading = solver.here()
             iterations = still = 0
             while True:
@@ -155,7 +158,7 @@ class _Loop:
                 loss, reading = solver.step()
                 self.steps, iterations = self.steps + 1, iterations + 1
                 still = still + 1 if before - loss < STILL else 0
-                if (still or iterations >= ITERATIONS) if reading.holds else still >= PATIENCE:
+                if (still or iterations >= self.iterations) if reading.holds else still >= PATIENCE:
                     break
             self._keep(reading)
             ended: StopReason | None = None
@@ -181,12 +184,12 @@ class _Loop:
         loss = float(lawf_loss(logprobs, self.prepared.target))
         return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
-    def _step(self, loss: float, reading: _Reading) -> TrainStep:
+    def _step(self, loss: float, reading: Reading) -> TrainStep:
         self._keep(reading)
         p, drift = tuple(reading.anchor_p.tolist()), self.prepared.watch.drift()
         return TrainStep(self.steps, loss, p, drift, time.monotonic() - self.started, reading.fixed, self.round)
 
-    def _keep(self, reading: _Reading) -> None:
+    def _keep(self, reading: Reading) -> None:
         """Remember the weights: of two that hold the later ones, which move less besides; else what breaks least, then what is closest."""
         rank = (True, 0, 0.0) if reading.holds else (False, -reading.wrong, -float(reading.missing.max()))
         if self.best is None or rank >= self.best[0]:
@@ -215,7 +218,7 @@ class _Loop:
         self.held = self.prepared.pool.members(self.active, ROWS)
         return bool(more)
 
-    def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], _Reading]:
+    def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], Reading]:
         """The objective where the weights stand, its gradients, and where the anchors stand."""
         logprobs = self._logprobs()
         loss = self._case_loss(logprobs) + self.pull * penalty(self.trained, self.start)
@@ -231,13 +234,23 @@ class _Loop:
 
     def _case_loss(self, logprobs: torch.Tensor) -> torch.Tensor:
         """Summed, not averaged: in a long answer an anchor weighs as much as in a short one."""
+        kl = token_kl(self.prepared.target.ref_logprobs, logprobs).index_fill(0, self.prepared.target.anchors, 0.0)
+        return kl.sum() + self.anchor_losses(logprobs).sum()
+
+    def anchor_losses(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """What is lowered at each anchor (M,), from log-probabilities (N, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
-        kl = token_kl(target.ref_logprobs, logprobs)
-        kl = kl.index_fill(0, target.anchors, 0.0)
         at = logprobs[target.anchors, target.chosen]  # (M,)
         odds = at - torch.log(-torch.expm1(at.clamp(max=-1e-6)))
-        anchors = torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
-        return kl.sum() + anchors.sum()
+        return torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
+
+    def aim(self) -> None:
+        """Give the adapter its directions."""
+        aim(self.adapter, self.prepared.moments, self._anchor_loss, self.settings.seed)
+
+    def solver(self) -> Solver[Reading]:
+        """What minimises the objective of one round."""
+        return Solver(self.trained, self._evaluate)
 
     def _anchor_loss(self) -> torch.Tensor:
         target, logprobs = self.prepared.target, self._logprobs()
@@ -251,18 +264,18 @@ class _Loop:
         return finite_logprobs(self.prepared.lower.logits(self.prepared.batch))
 
 
-def read(logprobs: torch.Tensor, prepared: _Prepared, settings: Settings) -> _Reading:
+def read(logprobs: torch.Tensor, prepared: Prepared, settings: Settings) -> Reading:
     """Where the anchors stand, from the adapted model's log-probabilities (N, V)."""
     target = prepared.target
     at = logprobs[target.anchors, target.chosen]  # (M,)
     p = at.exp()
     wrong = int((logprobs.argmax(-1) != prepared.batch.targets)[prepared.must].sum())
     if bool(target.hard.all()):
-        return _Reading(p, -at, p >= settings.target_p, wrong)
+        return Reading(p, -at, p >= settings.target_p, wrong)
     goal = target.anchor_goal
     kl, far = anchor_kl(logprobs, target), (p - goal).abs() / goal
     near = (far <= NEAR) & (kl <= SOFT_KL)
-    return _Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= settings.target_p, near), wrong)
+    return Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= settings.target_p, near), wrong)
 
 
 @torch.no_grad()
@@ -274,7 +287,7 @@ def cut_back(adapter: Adapter, cases: Sequence[Case], settings: Settings) -> tup
     prepared = _prepare(adapter, cases, (), (), settings)
     weights = adapter.snapshot()
 
-    def reading(scale: float) -> _Reading:
+    def reading(scale: float) -> Reading:
         adapter.restore(weights, scale)
         return read(finite_logprobs(prepared.lower.logits(prepared.batch)), prepared, settings)
 

@@ -30,7 +30,8 @@ ABOUT = 4             # anchors whose tokens are brought up in other questions, 
 MENTIONS = 4          # places where each of them is
 EVEN = 0.25           # of the turns go to all places alike
 SURE = 2              # most probable tokens of a place that are always tried
-UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write
+UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write,
+FAR_FETCHED = 1e-5    # nor one that is brought up on purpose
 _WORD, _NAME, _NAME_BEGUN = re.compile(r"[^\W_]+"), re.compile(r"\w+"), re.compile(r"\w*$")
 
 
@@ -179,9 +180,11 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
     p[torch.arange(len(places)), [ids[place] for place in places]] = 0
     sure = p.topk(min(SURE, p.shape[1])).indices.tolist()
     weight = influence(engine, ids, places, [row[0] for row in sure], case)
-    about = {id_ for anchor in case.anchors[:ABOUT] for id_ in (anchor.rejected_id, anchor.chosen_id)} - set(banned.tolist())
+    about = {id_ for anchor in case.anchors[:ABOUT] for id_ in (anchor.rejected_id, anchor.chosen_id)} | as_asked(engine, case)
+    about -= set(banned.tolist())
     each = min(MENTIONS, len(places), count // (4 * max(len(about), 1)))  # a quarter of all at most
-    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(each).indices.tolist() if ids[places[row]] != id_}
+    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(each).indices.tolist()
+                if ids[places[row]] != id_ and float(p[row, id_]) >= FAR_FETCHED}
     # Gumbel's way to draw without repeating
     noise = -torch.empty_like(p).exponential_(generator=drawn).log()
     found: list[tuple[float, float, int, int]] = []
@@ -192,6 +195,18 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
         likely = [id_ for id_ in [*sure[row], *others] if float(p[row, id_]) >= UNLIKELY and id_ not in named]
         found += [(0.0 if turn < SURE else (turn - SURE + 1) / weight[row], -float(p[row, id_]), place, id_) for turn, id_ in enumerate(likely)]
     return [[*ids[:place], id_] for _, _, place, id_ in sorted(found)[:count]]
+
+
+def as_asked(engine: Engine, case: Case) -> set[int]:
+    """Tokens by which a question would name what the first anchor rejected and chose: " news" and "News" where the answer has "_news"."""
+    anchors = case.anchors[:1]
+    found: set[int] = set()
+    for word in {word for anchor in anchors for id_ in (anchor.rejected_id, anchor.chosen_id) for word in words(engine.token_text(id_))}:
+        for form in (f" {word}", word.capitalize()):
+            ids = engine.tokenizer.encode(form)
+            if len(ids) == 1:
+                found.add(ids[0])
+    return found
 
 
 def influence(engine: Engine, ids: Sequence[int], places: Sequence[int], others: Sequence[int], case: Case) -> list[float]:

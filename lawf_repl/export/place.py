@@ -15,6 +15,8 @@ from pathlib import Path
 
 from lawf_repl.errors import ExportError
 
+SESSION = b'{"lawf_session"'  # how such a file begins
+
 
 def check_place(out: Path, force: bool) -> None:
     """Raise ExportError where nothing may be written to `out`: before any work is done."""
@@ -22,10 +24,22 @@ def check_place(out: Path, force: bool) -> None:
         raise ExportError(f"{out} is no name for an output: name a folder that does not exist yet")
     if not out.parent.is_dir():
         raise ExportError(f"folder {out.parent} does not exist: create it, or choose another place")
+    if _is_session(out):
+        raise ExportError(f"{out} is a session and was not touched, nor is it with --force: name another place "
+                          "(one adapter from several sessions: lawf train SESSION... --out DIR)")
     if os.path.lexists(out) and not force:
         raise ExportError(f"{out} exists already and was not touched: name another place, or replace it with --force")
     if out.resolve() == Path.cwd().resolve():
         raise ExportError(f"{out} is the current folder: name another place")
+
+
+def _is_session(path: Path) -> bool:
+    """Whether a session's file stands there, which nothing can make again."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(SESSION)) == SESSION
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -51,12 +65,12 @@ def placed(out: Path, force: bool = False) -> Iterator[Path]:
 def _into_place(staging: Path, out: Path, old: Path, force: bool) -> None:
     check_place(out, force)  # what appeared there meanwhile is somebody's
     there = os.path.lexists(out)
-    if there:
-        os.rename(out, old)
     try:
-        os.rename(staging, out)
-    except OSError:
         if there:
+            os.rename(out, old)
+        os.rename(staging, out)
+    except BaseException:  # Ctrl-C, too
+        if os.path.lexists(old) and not os.path.lexists(out):
             os.rename(old, out)
         raise
     _sync(out.parent)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lawf_repl.cli import main
@@ -123,7 +125,9 @@ def test_a_conversation_reaches_every_server_whole(tmp_path: Path) -> None:
 
 def test_the_arguments_of_the_template_come_from_the_session_unless_a_flag_gives_them(demo_engine: Engine, demo_probe_set: ProbeSet,
                                                                                      tmp_path: Path) -> None:
-    session = open_session(demo_engine, Settings(template_args=(("enable_thinking", False),)), demo_probe_set, tmp_path / "s.jsonl")
+    session = open_session(demo_engine, Settings(template_args=(("enable_thinking", False),), max_tokens=1), demo_probe_set, tmp_path / "s.jsonl")
+    for _ in session.ask("Hello"):
+        pass
     assert session.file is not None
     session.file.close()
     source = read_source(tmp_path / "s.jsonl", with_adapter=False)
@@ -167,6 +171,24 @@ def test_two_sessions_are_for_train(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "unrecognized arguments: --odd" in lawf(capsys, "export", "a", "b", "--odd", "--format", "peft")[2]
     code, _, err = lawf(capsys, "export", "a.jsonl", "out", "--format", "peft", "--base-id", "../x")
     assert code == 2 and err.startswith("lawf: --base-id '../x': expected OWNER/NAME") and err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("same_process")
+@pytest.mark.parametrize(("format_", "full"), [("peft", "out"), ("merged", "out"), ("peft", "work")])
+def test_a_full_disk_is_one_line_and_leaves_nothing(format_: str, full: str, fixed_session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    def save_file(tensors: Any, file: Any, metadata: Any = None) -> None:
+        """As safetensors says it."""
+        if full == "work" or ".lawf-partial-" in str(file):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, file, metadata)
+
+    real = safetensors.torch.save_file
+    for place in ("peft.peft_model.safe_save_file", "transformers.modeling_utils.safe_save_file", "lawf_repl.export.trials.save_file"):
+        monkeypatch.setattr(place, save_file)
+    code, _, err = lawf(capsys, "export", fixed_session, tmp_path / "out", "--format", format_)
+    assert code == 2 and "No space left on device" in err and err.count("\n") == 1 and ("TMPDIR" in err) is (full == "work")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_between_the_two_renames_brings_back_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,14 @@ def vllm_loads(folder: Path, model: torch.nn.Module, limit: int) -> dict[str, fl
     rank, alpha, _ = (config[name] for name in ("r", "lora_alpha", "target_modules"))
     assert not config.get("modules_to_save") and not config.get("use_dora") and config.get("bias", "none") == "none" and rank <= limit
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    known = dict(model.named_parameters())
     sides: dict[str, set[str]] = {}
     for name, tensor in load_file(folder / "adapter_model.safetensors").items():
         parts = name.split(".")
         assert parts[:2] == ["base_model", "model"] and parts[-1] == "weight" and parts[-2] in ("lora_A", "lora_B"), name
         layer = ".".join(parts[2:-2])
         assert parts[-3] in linear, name
-        weight = model.get_submodule(layer).weight
+        weight = known[f"{layer}.weight"]
         assert tuple(tensor.shape) == ((rank, weight.shape[1]) if parts[-2] == "lora_A" else (weight.shape[0], rank))
         sides.setdefault(layer, set()).add(parts[-2])
     assert all(both == {"lora_A", "lora_B"} for both in sides.values())

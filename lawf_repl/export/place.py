@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lawf_repl.errors import ExportError
+from safetensors import SafetensorError
 
+from lawf_repl.errors import ExportError, first_line
+
+UNWRITTEN = (OSError, SafetensorError)
 SESSION = b'{"lawf_session"'  # how such a file begins
 
 
@@ -56,10 +60,26 @@ def placed(out: Path, force: bool = False) -> Iterator[Path]:
         yield staging
         _flush(staging)
         _into_place(staging, out, out.with_name(f"{out.name}.lawf-old-{mark}"), force)
-    except OSError as error:
-        raise ExportError(f"{out} could not be written: {error.strerror or error}; check the path, its permissions and the free space") from error
+    except UNWRITTEN as error:
+        raise ExportError(f"{out} could not be written: {reason(error)}; check the path, its permissions and the free space") from error
     finally:
         _remove(staging)
+
+
+@contextmanager
+def working() -> Iterator[Path]:
+    """A folder for what an export needs until it has ended. Raises ExportError where nothing can be written there."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="lawf-export-") as name:
+            yield Path(name)
+    except UNWRITTEN as error:
+        raise ExportError(f"what an export needs could not be written to {tempfile.gettempdir()}: {reason(error)}; make room there, or name "
+                          "another folder with the variable TMPDIR") from error
+
+
+def reason(error: Exception) -> str:
+    """What the system said, in one line; the libraries that write tensors have errors of their own."""
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
 
 
 def _into_place(staging: Path, out: Path, old: Path, force: bool) -> None:

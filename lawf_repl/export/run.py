@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from lawf_repl.export.fresh import render
 from lawf_repl.export.hub import listing
 from lawf_repl.export.identity import Finding, effect, match_base, match_file, shapes
 from lawf_repl.export.peft import base_of, write_peft
-from lawf_repl.export.place import check_place, placed
+from lawf_repl.export.place import check_place, placed, working
 from lawf_repl.export.source import Source
 from lawf_repl.export.trials import FEW, MOST, ROWS, Trial, make_trials, room, write_reference
 from lawf_repl.export.verify import CLOSE, CLOSE_HALF, SHARE_HALF, Live, all_hold, release, verify_adapter, verify_merged
@@ -99,8 +98,7 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
     if order.out.resolve() == Path(place_of(engine)).resolve():
         raise ExportError(f"{order.out} is the base itself, which no export replaces: name another place")
     dead = [name.replace(".default.", ".") for name, weight in adapter.snapshot().items() if not bool(weight.any())]
-    with tempfile.TemporaryDirectory(prefix="lawf-export-") as name:
-        work = Path(name)
+    with working() as work:
         live = _live(engine, adapter, source, settings, work, whole=order.format in ("gguf", "ollama"))
         if not live.trials:
             raise ExportError(f"{engine.name} gives no answer to compare with: export a session, whose accepted answers are compared")

@@ -140,7 +140,13 @@ def _run(arguments: list[str]) -> int:
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise UsageError("an argument is not valid UTF-8: check the terminal's encoding, or pass the text as @FILE")
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and options.command == "export" and not any(argument.startswith("-") for argument in unknown):
+        raise UsageError("lawf export takes one session or adapter and OUT: of several sessions, lawf train SESSION... --out DIR makes one adapter "
+                         "that learns all their cases, and that can be exported")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     settings = settings_of(options)
     if options.resume and options.command:
         raise UsageError(f"--resume goes on with a session in the REPL: leave out {options.command}")

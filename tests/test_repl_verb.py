@@ -69,7 +69,7 @@ def replayed(shelf: Shelf, argument: str = "") -> str:
 def test_a_session_is_saved_from_its_first_question_on(shelf: Shelf, tmp_path: Path) -> None:
     session = open_session(shelf)
     before = set(tmp_path.glob("*.jsonl"))
-    assert session.place is None and len(before) == 2
+    assert (session.place, len(before)) == (None, 2)
     ask(session, "What is the capital of Japan?")
     made, = set(tmp_path.glob("*.jsonl")) - before
     assert session.place == made and store.load(made).events[-1]["type"] == "completion"

@@ -134,6 +134,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of standard output has gone: nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # what no command saw coming: a disk that fails, a folder that is closed to the user
+        where = f" {error.filename}" if error.filename else ""
+        print(f"lawf: {_one_line(f'the system refuses{where}: {error.strerror or error}; check the path and its permissions')}", file=sys.stderr)
+        return LawfError.exit_code
 
 
 def _run(arguments: list[str]) -> int:

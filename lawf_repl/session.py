@@ -534,12 +534,7 @@ class Session:
 
         What was done when `stop()` turns true need not be done again.
         """
-        if self._prompts is not None:
-            with self._switched(False):
-                for done, of in self._prompts.answer(stop):
-                    yield Progress("answers to general prompts, once for this model", done, of)
-            self.probes = self._prompts.answered
-            self._prompts = None if not self._prompts.missing() or not stop() else self._prompts
+        yield from self.answer_prompts(stop)
         missing = [case for case in self.cases if self._made_with(case) not in self._varied]
         for number, case in enumerate(missing):
             yield Progress("variations of the corrected prompt", number, len(missing))
@@ -550,6 +545,15 @@ class Session:
                 return
             self._varied[self._made_with(case)] = made
             self._preparing += time.monotonic() - began
+
+    def answer_prompts(self, stop: Stop = never) -> Iterator[Progress]:
+        """The base's answers to the probes and to the prompts that are held, as far as they are not known."""
+        if self._prompts is not None:
+            with self._switched(False):
+                for done, of in self._prompts.answer(stop):
+                    yield Progress("answers to general prompts, once for this model", done, of)
+            self.probes = self._prompts.answered
+            self._prompts = None if not self._prompts.missing() or not stop() else self._prompts
 
     def _made_with(self, case: Case) -> tuple[object, ...]:
         """What a case's variations depend on."""

@@ -20,13 +20,15 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
+from rich.text import Text
 
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress
-from lawf_repl.ui.app import Options, run_repl
+from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.terminal import Loader
+from lawf_repl.ui.theme import Theme
 from tests.fake_session import FakeSession
 
 
@@ -264,3 +266,18 @@ def test_no_input_of_any_kind_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> 
         with create_pipe_input() as pipe:
             code, shown = run(pipe, "".join(parts) + "\x03" * 6 + "\x04" * 3, session)
         assert code == 0 and "Traceback" not in shown and "\x1b" not in shown and shown.rstrip().endswith("bye"), parts
+
+
+def test_an_opened_session_counts_each_anchor_once(pipe: PipeInput) -> None:
+    opened = FakeSession()
+    for _ in opened.follow_up("What is the capital of Australia?", lambda: False):
+        pass
+    for _ in opened.replace(5, " Canberra", lambda: False):
+        pass
+    opened.accept()
+    assert len(opened.anchors()) == 1
+    with create_app_session(input=pipe, output=DummyOutput()):
+        repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), "tiny", Options(history=False),
+                    {"load": lambda session, argument, stop, theme: (opened, Text("opened"))})
+        repl._command(FakeSession(), "load", "other")
+    assert repl.loader.session is opened and repl.status.anchors == 1

@@ -272,7 +272,10 @@ class Repl:
         return least_sure(node.completion.tokens, start, node.fix_positions)
 
     def _is_accepted(self, session: SessionPort) -> bool:
-        return session.node is not None and session.node.completion is self.accepted
+        if session.node is None:
+            return False
+        answer = session.node.completion
+        return answer is self.accepted or any((case.prompt_ids, case.completion_ids) == (answer.prompt_ids, answer.ids) for case in session.cases)
 
     def _count(self, session: SessionPort) -> None:
         open_anchors = () if self._is_accepted(session) else session.anchors()

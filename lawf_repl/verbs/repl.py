@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.errors import SessionError, UsageError
-from lawf_repl.places import last_session, sessions_place, typed
+from lawf_repl.places import last_session, sessions_place, typed_there
 from lawf_repl.records import Progress
 from lawf_repl.ui.app import Options, run_repl
 from lawf_repl.ui.keys import Keymap
@@ -100,7 +100,7 @@ class Shelf:
             raise UsageError("expected /load NAME; lawf sessions lists them")
         if session.trouble is not None:
             raise SessionError(f"this session is not saved: {session.trouble}; /save NAME writes it elsewhere first")
-        path = typed(argument.strip(), self.folder)
+        path = typed_there(argument.strip(), self.folder)
         if path == session.place:
             raise UsageError(f"{path} is the session that is open")
         back = session.set_aside()

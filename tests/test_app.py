@@ -23,7 +23,7 @@ from rich.console import Console
 
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress
-from lawf_repl.ui.app import Options, run_repl
+from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.terminal import Loader
@@ -111,6 +111,21 @@ def test_plain_needs_no_cursor(pipe: PipeInput) -> None:
     assert "\x1b" not in shown and "/fix POSITION TEXT" in shown and "·Canberra" in shown and "Fixed:" in shown and "╭" not in shown
 
 
+def test_plain_says_once_what_stands_and_where_it_is_unsure(pipe: PipeInput) -> None:
+    keys = "What is the capital of Australia?\r/fix 5 Canberra\r/undo\r/redo\r/edit\r/accept\r/quit\r"
+    _, shown = run(pipe, keys, FakeSession(), plain=True)
+    assert shown.count("The capital of Australia is Sydney.") == 1 + 1, "streamed, and again where undo leads"
+    assert shown.count("The capital of Australia is Canberra.") == 1 + 1 + 1, "streamed, redone, and where it is asked for"
+    assert "·Canberra 30.0% at 5" in shown and shown.count("/fix POSITION TEXT") == 1 and "answer view" not in shown
+
+
+def test_an_unfinished_answer_goes_on(pipe: PipeInput) -> None:
+    session = FakeSession(pause=0.1)
+    _interrupt_after(0.6)
+    _, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\r/append\r/quit\r", session, plain=True)
+    assert "stopped before its end: /append goes on" in shown and session.calls[-1].startswith("go_on")
+
+
 def test_every_command_can_be_called_at_any_time(pipe: PipeInput) -> None:
     lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo
         |/tree|/goto|/goto 0|/goto 99|/cases|/cases drop 9|/cases x|/anchors|/accept
@@ -157,6 +172,45 @@ def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:
     assert code == 0 and "Ctrl-C again" in shown and shown.rstrip().endswith("bye")
 
 
+def test_control_c_that_takes_a_text_away_does_not_count_as_leaving(pipe: PipeInput) -> None:
+    session = FakeSession()
+    code, shown = run(pipe, "abc\x03def\x03ghi\x03one\rq\x04", session)
+    assert code == 0 and session.calls == ["ask one"] and shown.count("bye") == 1
+
+
+def test_a_wait_for_the_model_that_is_interrupted_gives_the_line_back(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, interrupted = FakeSession(), threading.Event()
+    wait = Loader.wait
+
+    def noticed(loader: Loader, seconds: float) -> None:
+        if not interrupted.is_set():
+            signal.raise_signal(signal.SIGINT)
+            interrupted.set()
+        wait(loader, seconds)
+
+    def load() -> FakeSession:
+        assert interrupted.wait(30)
+        time.sleep(0.2)
+        return session
+
+    monkeypatch.setattr(Loader, "wait", noticed)
+    _, shown = run(pipe, "hello\r\rq\x04", load=load)
+    assert "still loading; enter waits for it again" in shown and session.calls == ["ask hello"]
+
+
+def test_anchors_are_counted_once_wherever_one_goes(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, counts = FakeSession(), []
+    count = Repl._count
+
+    def counted(repl: Repl, session: Any) -> None:
+        count(repl, session)
+        counts.append(repl.status.anchors)
+
+    monkeypatch.setattr(Repl, "_count", counted)
+    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/quit\r", session)
+    assert len(session.cases) == 1 and counts[0] == 0 and set(counts[1:]) == {1}
+
+
 def _interrupt_after(seconds: float) -> None:
     threading.Timer(seconds, lambda: os.kill(os.getpid(), 2)).start()
 
@@ -169,8 +223,8 @@ def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
     assert "one two" in shown and "twelve" not in shown
 
 
-@pytest.mark.parametrize(("answer", "kept"), [("\r", True), ("d\r", False)])
-def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, kept: bool) -> None:
+@pytest.mark.parametrize(("answer", "kept", "compared"), [("\r", True, True), ("d\r", False, False), ("\x03", True, False)])
+def test_control_c_in_training_asks_what_to_keep_and_twice_goes_to_the_prompt(pipe: PipeInput, answer: str, kept: bool, compared: bool) -> None:
     session = FakeSession(steps=200)
     list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
@@ -179,7 +233,7 @@ def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, k
     _interrupt_after(0.8)
     code, shown = run(pipe, f"/train\r{answer}\x04", session)
     assert code == 0 and "interrupted" in shown and session.adapter_on == kept
-    assert ("discarded" in shown) != kept and ("rerun" in session.calls) == kept
+    assert ("discarded" in shown) != kept and ("rerun" in session.calls) == compared and ("kept: /compare" in shown) == (kept and not compared)
 
 
 def test_history_is_private(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

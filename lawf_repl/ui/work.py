@@ -17,12 +17,13 @@ from lawf_repl.records import Node, Rerun, Token, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import piece, visible
 from lawf_repl.ui.port import Action, SessionPort, Stop
-from lawf_repl.ui.render import answer_view, progress_text, shorten, training_panel
+from lawf_repl.ui.render import answer_view, percent, progress_text, shorten, training_panel
 from lawf_repl.ui.terminal import Interruptible, Loader
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
 
 REDRAW_SECONDS = 0.08
+REDRAWS = 8  # of the training panel, in a second
 SAY_SECONDS = 2.0  # between two lines of a training where nothing may move
 
 
@@ -116,9 +117,11 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
     anchors = [anchor for case in session.cases for anchor in case.anchors]
     target, limits = session.settings.target_p, (session.settings.rounds, session.settings.max_seconds)
     steps: list[TrainStep] = []
+    began = time.monotonic()
 
     def panel() -> RenderableType:
-        return training_panel(anchors, steps, None, theme, target_p=target, width=console.width, limits=limits)
+        return training_panel(anchors, tuple(steps), None, theme, target_p=target, width=console.width, limits=limits,
+                              elapsed=time.monotonic() - began)
 
     with Interruptible() as stop:
         prepare(session, stop, console, theme)
@@ -131,34 +134,33 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
                 steps.append(step)
                 if time.monotonic() - said >= SAY_SECONDS:
                     said = time.monotonic()
-                    least = min(step.anchor_p, default=1.0)
-                    console.print(Text(f"step {step.step}  loss {step.loss:.3g}  least anchor p {least:.3f}"))
+                    least = percent(min(step.anchor_p, default=1.0)).strip()
+                    console.print(Text(f"step {step.step}  {step.seconds:.1f} s  loss {step.loss:.3g}  least anchor p {least}"))
         else:
-            with Live(get_renderable=panel, console=console, transient=True, auto_refresh=False) as live:
-                live.refresh()  # the first step may be far away: say what happens until then
-                drawn = 0.0
+            # Redrawn by a thread of its own: a step may take long, and the seconds go on meanwhile.
+            with Live(get_renderable=panel, console=console, transient=True, refresh_per_second=REDRAWS):
                 for step in session.train(stop):
                     steps.append(step)
-                    if time.monotonic() - drawn >= REDRAW_SECONDS:
-                        live.refresh()
-                        drawn = time.monotonic()
     result = session.training
     console.print()
     console.print(training_panel(anchors, steps, result, theme, target_p=target, width=console.width))
-    if result is not None and result.stop_reason == "interrupted" and not _keeps(console, theme):
-        session.discard_training()
-        console.print(Text("discarded: the adapter is as it was before", theme.rich("quiet")))
-        return False
+    if result is not None and result.stop_reason == "interrupted":
+        return _goes_on(session, console, theme)
     return result is not None
 
 
-def _keeps(console: Console, theme: Theme) -> bool:
-    """Ask what becomes of an interrupted training; no answer keeps it."""
+def _goes_on(session: SessionPort, console: Console, theme: Theme) -> bool:
+    """Ask what becomes of an interrupted training: no answer keeps it, and Ctrl-C once more keeps it without a comparison."""
     try:
         answer = prompt([("class:prompt", "keep the best so far, or discard it? [K/d] ")], style=theme.prompt_toolkit())
     except (KeyboardInterrupt, EOFError):
-        return True
-    return not answer.strip().lower().startswith("d")
+        console.print(Text("kept: /compare shows before and after, /undo takes it back", theme.rich("quiet")))
+        return False
+    if answer.strip().lower().startswith("d"):
+        session.discard_training()
+        console.print(Text("discarded: the adapter is as it was before", theme.rich("quiet")))
+        return False
+    return True
 
 
 def mend(session: SessionPort, console: Console, theme: Theme) -> None:
@@ -208,6 +210,8 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
             console.print()
         with waiting("measuring what else changed", console, theme):
             card = session.scorecard(reruns, stop)
+        if stop():
+            console.print(Text("interrupted: what is missing here was not measured; /compare does it again", theme.rich("quiet")))
     console.print(scorecard_table(card, len(reruns), theme))
     fixed = bool(reruns) and all(rerun.fixed for rerun in reruns)
     console.print()

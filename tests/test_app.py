@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -22,16 +23,18 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from lawf_repl.errors import ModelError
-from lawf_repl.records import Check, Progress
+from lawf_repl.records import Check, Progress, Token
+from lawf_repl.ui import work
 from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.terminal import Loader
+from lawf_repl.ui.theme import Theme
 from tests.fake_session import FakeSession
 
 
 def run(pipe: PipeInput, keys: str, session: FakeSession | None = None, *, plain: bool = False, first: str | None = None,
-        load: Callable[[], FakeSession] | None = None, options: Options | None = None) -> tuple[int, str]:
+        load: Callable[[], FakeSession] | None = None, options: Options | None = None, width: int = 100) -> tuple[int, str]:
     """A whole run of the loop on the given bytes; exit code and all that was printed."""
     file = io.StringIO()
     fake = session or FakeSession()
@@ -39,7 +42,7 @@ def run(pipe: PipeInput, keys: str, session: FakeSession | None = None, *, plain
         pipe.send_text(keys)
         code = run_repl(lambda report: load() if load else fake, first_prompt=first, intro="welcome" if first else None, model_name="tiny",
                         options=options or Options(plain=plain, history=False),
-                        console=Console(file=file, width=100, color_system=None, highlight=False))
+                        console=Console(file=file, width=width, color_system=None, highlight=False))
     return code, file.getvalue()
 
 
@@ -268,6 +271,32 @@ def test_any_prompt_is_compared_and_probes_are_added(pipe: PipeInput) -> None:
         assert expected in shown, expected
 
 
+def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=60, force_terminal=True)
+
+    def tokens(stop: Callable[[], bool]) -> Iterator[Token]:
+        seen("reading the prompt")
+        yield Token(1, "Hello", 0.3, 0, 1.0)
+        seen("Hello")
+
+    def seen(text: str) -> None:
+        end = time.monotonic() + 30
+        while text not in file.getvalue():
+            assert time.monotonic() < end, text
+            time.sleep(0.01)
+
+    work.stream(tokens, (), console, Theme())
+    assert re.search("\x1b\\[[0-9;]*mHello", file.getvalue()), "tokens come in colour"
+
+
+def test_a_long_correction_stays_on_its_line(pipe: PipeInput) -> None:
+    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=60)
+    line = next(line for line in shown.splitlines() if "✎" in line)
+    after = shown.splitlines()[shown.splitlines().index(line) + 1]
+    assert line.endswith("…") and after.startswith("  The capital"), shown
+
+
 def test_nothing_to_train_says_so_and_prints_no_answer(pipe: PipeInput) -> None:
     session = FakeSession()
     _, shown = run(pipe, "one two\rt\x03/quit\r", session)
@@ -284,7 +313,7 @@ def test_own_keys_are_used_in_the_view(pipe: PipeInput) -> None:
 def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     session, commands = FakeSession(), []
     real = subprocess.Popen
-    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there')", "import time; time.sleep(60)"]
+    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there'); print('  ' + 'x' * 200)", "import time; time.sleep(60)"]
 
     def started(command: list[str], **keywords: Any) -> Any:
         commands.append(command)
@@ -294,6 +323,7 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
     session.adapter_on = session.has_adapter = True
     _, shown = run(pipe, f"/export peft {tmp_path}/out\r/export\r/export zip x\r/quit\r", session)
     assert commands[0][3:4] == ["export"] and commands[0][5:8] == [f"{tmp_path}/out", "--format", "peft"] and session.calls[-1] == "export peft True"
+    assert "x" * 200 in shown, "a command is printed as one line, to be copied"
     assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
     with create_pipe_input() as other:
         _interrupt_after(1.0)

@@ -235,7 +235,7 @@ class Repl:
         self._streamed(session)
         self._count(session)
         if session.node is not None and session.node is not before:
-            self.console.print(work.correction_line(before, session.node, self.theme))
+            self.console.print(work.correction_line(before, session.node, self.theme), no_wrap=True, overflow="ellipsis")
         return ""
 
     def accept(self, session: SessionPort) -> None:

@@ -186,7 +186,7 @@ def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result
     inside = min(width, 100) - (2 if theme.plain else 6)
     last = steps[-1] if steps else None
     seconds = max(last.seconds if last else 0.0, elapsed or 0.0)
-    head = Text("the base's own answers are read" if last is None else f"step {last.step}", no_wrap=True, overflow="ellipsis")
+    head = Text("the base's own answers are read" if last is None else f"step {last.step}", overflow="fold")
     head.append(f"   {seconds:.1f} s" if last or elapsed else " …")
     if last is None and result is not None:
         head = Text("its course was not recorded", theme.rich("quiet"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 from prompt_toolkit import prompt
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.spinner import Spinner
 from rich.text import Text
 
 from lawf_repl.errors import UsageError
@@ -22,8 +23,7 @@ from lawf_repl.ui.terminal import Interruptible, Loader
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
 
-REDRAW_SECONDS = 0.08
-REDRAWS = 8  # of the training panel, in a second
+REDRAWS = 12  # of a live view, in a second, by a thread of its own: what it waits for may take long
 SAY_SECONDS = 2.0  # between two lines of a training where nothing may move
 
 
@@ -59,19 +59,18 @@ def stream(start: Callable[[Stop], Iterator[Token]], kept: tuple[Token, ...], co
                 console.print(Text(piece(token), end=""), end="", soft_wrap=True)
             console.print()
             return
-        with Live(_tail(tokens, console, theme), console=console, transient=True, auto_refresh=False) as live:
-            drawn = time.monotonic()
+        spinner = Spinner("dots", Text("reading the prompt", theme.rich("quiet")), style=theme.rich("accent"))
+
+        def view() -> RenderableType:
+            return _tail(tuple(tokens), console, theme) if tokens else spinner
+
+        with Live(get_renderable=view, console=console, transient=True, refresh_per_second=REDRAWS):
             for token in start(stop):
                 tokens.append(token)
-                if time.monotonic() - drawn >= REDRAW_SECONDS:
-                    live.update(_tail(tokens, console, theme), refresh=True)
-                    drawn = time.monotonic()
 
 
-def _tail(tokens: list[Token], console: Console, theme: Theme) -> Text:
+def _tail(tokens: Sequence[Token], console: Console, theme: Theme) -> Text:
     """The last lines of an answer that is being written: what fits on the screen."""
-    if not tokens:
-        return Text("  …", theme.rich("quiet"))
     lines = answer_view(tokens, theme, console.width).split("\n", allow_blank=True)
     return Text("\n", no_wrap=True).join(list(lines)[-max(3, console.height - 4):])
 
@@ -93,7 +92,7 @@ def correct(session: SessionPort, action: Action, before: Node, console: Console
 
 def correction_line(before: Node, after: Node, theme: Theme) -> Text:
     """What a correction did and what it cost, in one line for the scrollback."""
-    line = Text("  ✎ ", theme.rich("accent"), no_wrap=True, overflow="ellipsis")
+    line = Text("  ✎ ", theme.rich("accent"))
     return line.append(correction_text(before, after, theme)).append(f"   {reuse_text(after.completion.timing)}", theme.rich("quiet"))
 
 
@@ -137,7 +136,6 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
                     least = percent(min(step.anchor_p, default=1.0)).strip()
                     console.print(Text(f"step {step.step}  {step.seconds:.1f} s  loss {step.loss:.3g}  least anchor p {least}"))
         else:
-            # Redrawn by a thread of its own: a step may take long, and the seconds go on meanwhile.
             with Live(get_renderable=panel, console=console, transient=True, refresh_per_second=REDRAWS):
                 for step in session.train(stop):
                     steps.append(step)

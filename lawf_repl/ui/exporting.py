@@ -47,7 +47,8 @@ def export(session: SessionPort, argument: str, console: Console, theme: Theme) 
     for line in text.splitlines():
         line = line.replace(saved, "this session")
         look = "good" if line.startswith("PASS") else "bad" if line.startswith(("FAIL", "NOT VERIFIED", "lawf:")) else "sure"
-        console.print(Text(visible(line), theme.rich(look), overflow="fold"))
+        copied = line.startswith("  ")  # a command: the terminal wraps it, so that it is copied whole
+        console.print(Text(visible(line), theme.rich(look), overflow="fold"), soft_wrap=copied)
     passed = process.returncode == 0
     session.record_export(format_, str(place.absolute()), passed)
     return passed

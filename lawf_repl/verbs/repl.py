@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lawf_repl import store
 from lawf_repl.config import Settings
-from lawf_repl.errors import SessionError, UsageError
-from lawf_repl.places import last_session, sessions_place, typed_there
+from lawf_repl.digest import read_digest
+from lawf_repl.errors import LawfError, SessionError, UsageError
+from lawf_repl.places import last_session, sessions_in, sessions_place, typed_there
 from lawf_repl.records import Progress
 from lawf_repl.ui.app import Options, run_repl
 from lawf_repl.ui.keys import Keymap
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # the real import brings torch and would hold the prompt back
     from lawf_repl.session import Session
 
 Report = Callable[[Progress], None]
+NAMES = 50  # of sessions that completion offers
 
 
 def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions: Path | None = None, resume: bool = False,
@@ -44,9 +47,9 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions:
         intro = f"Going on with {path}"
     try:
         return run_repl(lambda report: cast(SessionPort, shelf.resume(path, report) if path is not None else shelf.begin(edit, report)),
-                        first_prompt=edit["prompt"] if edit else None, intro=intro, 
+                        first_prompt=edit["prompt"] if edit else None, intro=intro,
                         options=Options(settings.plain, settings.theme, settings.vi, settings.history, settings.mouse, keys),
-                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay})
+                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay}, saved=shelf.names)
     finally:
         shelf.close()
 
@@ -57,6 +60,21 @@ class Shelf:
     def __init__(self, folder: Path, settings: Settings, given: frozenset[str]) -> None:
         self.folder, self.settings, self.given = folder, settings, given
         self.session: Session | None = None
+        self._offers: dict[tuple[Path, int], tuple[str, str]] = {}  # by file and time of its last change: reading takes a moment
+
+    def names(self) -> list[tuple[str, str]]:
+        """The sessions that were written to last, each with its day and prompt, newest first; what cannot be read is left out."""
+        times, found = [], []
+        for path in sessions_in(self.folder):
+            with suppress(OSError):  # gone meanwhile
+                times.append((path.stat().st_mtime_ns, path))
+        for changed, path in sorted(times, reverse=True)[:NAMES]:
+            with suppress(LawfError):
+                if (path, changed) not in self._offers:
+                    row = read_digest(path)
+                    self._offers[path, changed] = row.name, f"{row.changed[:10]}  {row.prompt}"
+                found.append(self._offers[path, changed])
+        return found
 
     def begin(self, edit: dict[str, Any] | None, report: Report) -> Session:
         """A new session, saved from its first question on."""

@@ -97,7 +97,10 @@ def _run(arguments: list[str]) -> int:
         return run_bench(options, settings)
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
-    from lawf_repl.verbs.repl import start_repl
+    from lawf_repl.collector import paused
+
+    with paused():
+        from lawf_repl.verbs.repl import start_repl
 
     return start_repl(settings, sessions=getattr(options, "sessions", None), resume=options.resume, given=frozenset(vars(options)))
 

@@ -149,8 +149,6 @@ def _did_you_mean(key: str) -> str:
 
 
 def _read_config(path: Path, required: bool) -> dict[str, object]:
-    import tomllib  # late: most runs have no config file
-
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -159,6 +157,8 @@ def _read_config(path: Path, required: bool) -> dict[str, object]:
         return {}
     except OSError as error:
         raise UsageError(f"config file {path} cannot be read: {error.strerror}; expected a readable TOML file") from None
+    import tomllib  # late: most runs have no config file
+
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

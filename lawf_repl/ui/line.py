@@ -12,6 +12,7 @@ from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.utils import is_dumb_terminal
 from rich.cells import cell_len
 
 from lawf_repl.records import Progress
@@ -43,9 +44,12 @@ class InputLine:
             complete_while_typing=not theme.plain, enable_open_in_editor=True, tempfile_suffix=".txt", key_bindings=_bindings(),
             prompt_continuation=lambda width, line, wrapped: [("class:quiet", "  " if wrapped else "· ")],
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS)
+        self._prompt.app.after_render += lambda application: loader.begin()
 
     def read(self, default: str) -> str:
         """One prompt or command. Raises KeyboardInterrupt, and EOFError also where the model could not be loaded."""
+        if is_dumb_terminal():  # prompt_toolkit reads from it without drawing this prompt
+            self.loader.begin()
         return self._prompt.prompt([("class:prompt", "› ")], default=default, pre_run=self._watch_loading,
                                    bottom_toolbar=None if self.theme.plain else self._toolbar)
 

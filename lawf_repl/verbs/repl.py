@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -46,9 +47,18 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions:
         return run_repl(lambda report: cast(SessionPort, shelf.resume(path, report) if path is not None else shelf.begin(edit, report)),
                         first_prompt=edit["prompt"] if edit else None, intro=intro, 
                         options=Options(settings.plain, settings.theme, settings.vi, settings.history, settings.mouse, keys),
-                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay})
+                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay},
+                        answered=make_ready)
     finally:
         shelf.close()
+
+
+def make_ready() -> None:
+    """Import what the first training needs, while the first answer is read."""
+    def load() -> None:
+        import peft  # noqa: F401
+
+    threading.Thread(target=load, name="lawf-peft", daemon=True).start()
 
 
 class Shelf:

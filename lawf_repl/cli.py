@@ -91,6 +91,14 @@ def _run(arguments: list[str]) -> int:
         from lawf_repl.verbs.locate import run_locate
 
         return run_locate(options, settings)
+    if options.command == "doctor":
+        from lawf_repl.verbs.doctor import run_doctor
+
+        return run_doctor(options, settings)
+    if options.command == "completion":
+        from lawf_repl.verbs.completion import run_completion
+
+        return run_completion(options, settings)
     if options.command == "bench":
         from lawf_repl.verbs.bench import run_bench
 

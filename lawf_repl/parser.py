@@ -24,6 +24,15 @@ FILTER_HELP = """what --filter matches, in any case of letters:
   anchors=2       anchors and drift also with < and >: drift>1e-5
   date=2026-11    days that begin so, in UTC; with < and > before and from then on"""
 
+SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")  # those of shtab
+INSTALL_HELP = """to have it in every new shell:
+  bash        lawf completion bash > ~/.local/share/bash-completion/completions/lawf
+              (without bash-completion: put   source <(lawf completion bash)   into ~/.bashrc)
+  zsh         lawf completion zsh > ~/.zfunc/_lawf   and, before compinit in ~/.zshrc,   fpath+=~/.zfunc
+  tcsh        lawf completion tcsh > ~/.lawf.tcsh   and in ~/.tcshrc   source ~/.lawf.tcsh
+  fish        lawf completion fish > ~/.config/fish/completions/lawf.fish
+  powershell  in $PROFILE   lawf completion powershell | Out-String | Invoke-Expression"""
+
 
 class Help(argparse.HelpFormatter):
     """argparse's layout, without the modules that it would load to ask for the terminal's width."""
@@ -155,6 +164,15 @@ def _bench(parser: Parser) -> None:
     parser.add_argument("--rows", type=_path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
 
 
+def _completion(parser: Parser) -> None:
+    parser.add_argument("shell", nargs="?", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    parser.add_argument("--names", action="store_true", help="print the names of saved sessions, as the script asks for them")
+
+
+def _none(parser: Parser) -> None:
+    """A command without flags of its own."""
+
+
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help=PROMPT_HELP)
     parser.add_argument("--messages", type=_path, metavar="FILE", help="a whole conversation: a JSON list of role and content")
@@ -183,8 +201,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "show": ("a saved session as a story to read; needs no model", _show),
     "sessions": ("a table of saved sessions; needs no model", _sessions),
     "report": ("saved sessions as one HTML page that needs nothing else; needs no model", _report),
-    "locate": ("where config, sessions and logs are", lambda parser: None),
+    "doctor": ("versions, devices, memory and what fits, folders, the terminal; exit 1 where something is wrong", _none),
+    "locate": ("where config, sessions and logs are", _none),
     "bench": ("compare with peers: what each way of training costs the rest of the model", _bench),
+    "completion": ("a script that makes a shell complete what is typed behind lawf", _completion),
 }
-WITH_SESSIONS = frozenset({"demo", "replay", "show", "sessions", "report", "locate"})
-MORE: dict[str, dict[str, Any]] = {"sessions": {"epilog": FILTER_HELP, "formatter_class": Details}}
+WITH_SESSIONS = frozenset({"demo", "replay", "show", "sessions", "report", "doctor", "locate", "completion"})
+MORE: dict[str, dict[str, Any]] = {"sessions": {"epilog": FILTER_HELP, "formatter_class": Details},
+                                   "completion": {"epilog": INSTALL_HELP, "formatter_class": Details}}

@@ -47,7 +47,7 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions:
         return run_repl(lambda report: cast(SessionPort, shelf.resume(path, report) if path is not None else shelf.begin(edit, report)),
                         first_prompt=edit["prompt"] if edit else None, intro=intro, 
                         options=Options(settings.plain, settings.theme, settings.vi, settings.history, settings.mouse, keys),
-                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay},
+                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay, "doctor": shelf.doctor},
                         answered=make_ready)
     finally:
         shelf.close()
@@ -144,6 +144,14 @@ class Shelf:
         finally:
             back()
         return port, row_view(row, theme, TIE)
+
+    def doctor(self, port: SessionPort, argument: str, stop: Callable[[], bool], theme: Theme) -> tuple[SessionPort, RenderableType]:
+        """/doctor: what `lawf doctor` says, with the model that is loaded."""
+        from lawf_repl.ui.doctor import doctor_view
+        from lawf_repl.verbs.doctor import examine
+
+        session = cast("Session", port)
+        return port, doctor_view(examine(session.settings, theme, self.folder, session.engine), theme)
 
     def close(self) -> None:
         """Leave; what could not be saved is said."""

@@ -361,6 +361,6 @@ def test_an_opened_session_counts_each_anchor_once(pipe: PipeInput) -> None:
     assert len(opened.anchors()) == 1
     with create_app_session(input=pipe, output=DummyOutput()):
         repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), "tiny", Options(history=False),
-                    {"load": lambda session, argument, stop, theme: (opened, Text("opened"))}, lambda: ())
+                    {"load": lambda session, argument, stop, theme: (opened, Text("opened"))}, lambda: (), lambda: None)
         repl._command(FakeSession(), "load", "other")
     assert repl.loader.session is opened and repl.status.anchors == 1

@@ -48,22 +48,26 @@ class Options:
 
 def run_repl(load: Callable[[Callable[[Progress], None]], SessionPort], *, first_prompt: str | None, intro: str | None, options: Options,
              model_name: str = "the model", console: Console | None = None, extras: Mapping[str, Extra] = MappingProxyType({}),
-             saved: Callable[[], Iterable[Offer]] = tuple) -> int:
-    """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded."""
-    loader = Loader(load)  # it loads while the terminal is asked for its colours
+             saved: Callable[[], Iterable[Offer]] = tuple, answered: Callable[[], None] = lambda: None) -> int:
+    """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded.
+
+    `answered` is called when an answer stands, once: the user reads it, and what a training needs can be made ready meanwhile.
+    """
+    loader = Loader(load)
     theme = theme_for(options.plain, os.environ, options.theme)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(loader, console, theme.on(console.color_system), model_name, options, extras, saved).run(first_prompt, intro)
+    return Repl(loader, console, theme.on(console.color_system), model_name, options, extras, saved, answered).run(first_prompt, intro)
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
     def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options, extras: Mapping[str, Extra],
-                 saved: Callable[[], Iterable[Offer]]) -> None:
+                 saved: Callable[[], Iterable[Offer]], answered: Callable[[], None]) -> None:
         self.extras, self.warned = extras, ""
+        self.answered: Callable[[], None] | None = answered
         self.loader = loader
         self.console = console
         self.theme = theme
@@ -163,6 +167,9 @@ class Repl:
         self.shown = None
         work.stream(lambda stop: session.follow_up(prompt, stop), (), self.console, self.theme)
         self._streamed(session)
+        if self.answered is not None:
+            self.answered()
+            self.answered = None
         self.edit(session)
 
     def _streamed(self, session: SessionPort) -> None:

@@ -69,6 +69,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("set", "[NAME VALUE]", "change a setting; alone: show them",
             SETTINGS, "set"),
     Command("model", "", "what is loaded, and where", group="set"),
+    Command("doctor", "", "versions, devices, memory, what fits", group="set"),
     Command("help", "[COMMAND]", "this list, or one line of it", group="set"),
     Command("quit", "", "leave (Ctrl-D does too)", group="set"),
 )

@@ -52,10 +52,13 @@ class InputLine:
             prompt_continuation=lambda width, line, wrapped: [("class:quiet", "  " if wrapped else "· ")],
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             cursor=DynamicCursorShapeConfig(lambda: ModalCursorShapeConfig() if get_app().editing_mode is EditingMode.VI else None))
+        self._prompt.app.after_render += lambda application: loader.begin()
 
     def read(self, default: str) -> str:
         """One prompt or command. Raises KeyboardInterrupt, and EOFError also where the model could not be loaded."""
         self.abandoned = False
+        if is_dumb_terminal():  # prompt_toolkit reads from it without drawing this prompt
+            self.loader.begin()
         shown = [("", visible(default))] if default and is_dumb_terminal() else []  # there the prompt does not show it by itself
         try:
             return self._prompt.prompt([("class:prompt", "› "), *shown], default=default, pre_run=self._watch_loading,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -49,9 +50,18 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions:
         return run_repl(lambda report: cast(SessionPort, shelf.resume(path, report) if path is not None else shelf.begin(edit, report)),
                         first_prompt=edit["prompt"] if edit else None, intro=intro,
                         options=Options(settings.plain, settings.theme, settings.vi, settings.history, settings.mouse, keys),
-                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay}, saved=shelf.names)
+                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay, "doctor": shelf.doctor},
+                        saved=shelf.names, answered=make_ready)
     finally:
         shelf.close()
+
+
+def make_ready() -> None:
+    """Import what the first training needs, while the first answer is read."""
+    def load() -> None:
+        import peft  # noqa: F401
+
+    threading.Thread(target=load, name="lawf-peft", daemon=True).start()
 
 
 class Shelf:
@@ -152,6 +162,14 @@ class Shelf:
         finally:
             back()
         return port, row_view(row, theme, TIE)
+
+    def doctor(self, port: SessionPort, argument: str, stop: Callable[[], bool], theme: Theme) -> tuple[SessionPort, RenderableType]:
+        """/doctor: what `lawf doctor` says, with the model that is loaded."""
+        from lawf_repl.ui.doctor import doctor_view
+        from lawf_repl.verbs.doctor import examine
+
+        session = cast("Session", port)
+        return port, doctor_view(examine(session.settings, theme, self.folder, session.engine), theme)
 
     def close(self) -> None:
         """Leave; what could not be saved is said."""

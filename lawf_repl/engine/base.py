@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lawf_repl.config import Settings
+from lawf_repl.engine.layout import lay_out
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.progress import Report, reported
 from lawf_repl.engine.threads import choose_threads
@@ -211,6 +212,7 @@ def _load(source: str, name: str, device: torch.device, common: dict[str, Any], 
     if not settings.device_map and not settings.quantize:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     choose_threads(model)
+    lay_out(model)
     return Engine(model, tokenizer, name, settings.template_args)
 
 

@@ -76,9 +76,7 @@ def decode_figures(subject: Subject) -> Iterator[Figure]:
     count = DECODED.get(subject.shape or "demo", 64) if engine.device.type == "cpu" else LONG_ANSWER
     prompt = prompt_of(engine, 32)
     with endless(engine):
-        peer = subject.peer()
-        seconds = interleaved({"ours": timed(lambda: write(engine, prompt, count)), "theirs": timed(lambda: write_plainly(peer, prompt, count))})
-        del peer
+        seconds = beside(engine, subject.peer(), prompt, count)
         yield Figure(f"decode with statistics, {engine.name}", count / seconds["ours"], count / seconds["theirs"], "tokens/s", GENERATE,
                      1.5 if subject.is_demo else None, "higher", note=f"{len(prompt)} + {count} tokens, greedy, the prompt's reading included")
         weights = weight_bytes(engine.model)
@@ -88,6 +86,11 @@ def decode_figures(subject: Subject) -> Iterator[Figure]:
         yield Figure(f"decode with statistics, {engine.name}", 1 / seconds["ours"], 1 / seconds["theirs"] / weights, "tokens/s",
                      f"{weights / 1e9:.2f} GB of weights over {1e-9 / seconds['theirs']:.1f} GB/s", 0.8 if engine.device.type == "cpu" else 0.6,
                      "higher", note=f"{torch.get_num_threads()} threads; memory read by a matrix-vector product of {READ_BYTES >> 20} MiB, best of 3")
+
+
+def beside(engine: Engine, peer: Any, prompt: list[int], count: int) -> dict[str, float]:
+    """Seconds of an answer, ours and the peer's."""
+    return interleaved({"ours": timed(lambda: write(engine, prompt, count)), "theirs": timed(lambda: write_plainly(peer, prompt, count))})
 
 
 def weight_bytes(model: Any) -> int:

@@ -28,7 +28,7 @@ from transformers.cache_utils import (
 )
 
 from lawf_repl.engine.memory import memory_guard
-from lawf_repl.engine.plain import FEW, PlainSteps, is_plain, is_untouched
+from lawf_repl.engine.plain import FEW, PlainSteps, is_plain
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.records import ReuseKind
 
@@ -119,7 +119,7 @@ class KeptCache:
         self._marks: dict[int, _States] = {}  # by length of the prefix
         self._spacing = SPACING
         self._plain = self._kind.mode == "cut" and is_plain(model)
-        self._steps = PlainSteps(model) if self._plain and is_untouched(model) else None
+        self._steps: PlainSteps | None = None
         # What is written under inference_mode can only be written on under it: one way for all that a cache ever holds.
         self._gradless = torch.inference_mode if self._plain else torch.no_grad
 
@@ -129,7 +129,6 @@ class KeptCache:
 
     def keep_prefix(self, ids: list[int]) -> int:
         """Go back to the longest prefix of `ids` that can be had without reading it again, and return its length."""
-        self._steps = PlainSteps(self._model) if self._plain and is_untouched(self._model) else None  # an adapter may have come, or gone
         before = len(self.ids)
         shared = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), min(before, len(ids)))
         self.reuse = ("kept", shared)
@@ -190,9 +189,9 @@ class KeptCache:
         cache, known = self._cache if self._cache is not None else _new_cache(self._model), self.ids
         self._cache, self.ids = None, []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
         marks, self._marks = self._marks, {}
-        if self._steps is not None and known and len(ids) <= FEW and "forward" not in vars(self._model):
+        if self._plain and known and len(ids) <= FEW and (steps := self._current_steps()) is not None:
             with memory_guard(*GUARD):
-                logits = self._steps(ids, keep, cache)
+                logits = steps(ids, keep, cache)
             known += ids
             self._cache, self.ids = cache, known
             return logits
@@ -200,6 +199,14 @@ class KeptCache:
         logits = self._forward(ids, keep, use_cache=True, **{str(self._keyword): cache}, **positions)
         self._cache, self.ids, self._marks = cache, known + ids, marks
         return logits
+
+    def _current_steps(self) -> PlainSteps | None:
+        """The model's own modules, as they are now; None while somebody has hung something on them."""
+        if self._steps is None or not self._steps.stands():
+            self._steps = PlainSteps(self._model)
+            if not self._steps.stands():
+                self._steps = None
+        return self._steps
 
     def _forward(self, ids: list[int], keep: int, **arguments: Any) -> torch.Tensor:
         with memory_guard(*GUARD):

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from lawf_repl.engine.roomy import RoomyLayer
+
 Step = Callable[[torch.Tensor], torch.Tensor]
 FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROTATIONS = ("default", "linear", "llama3")  # whose angles do not depend on the length of the text
@@ -31,16 +33,15 @@ def is_plain(model: Any) -> bool:
     return kinds == {"full_attention"} and rotation in ROTATIONS and not getattr(model, "is_quantized", False)
 
 
-def is_untouched(model: Any) -> bool:
-    """Whether nobody has hung something on a module that its own forward would call: a hook, or another forward."""
-    return not any("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-
-
 class PlainSteps:
-    """The modules of a plain decoder as they are now; to be made again when an adapter comes or goes."""
+    """The modules of a plain decoder as they are now: `stands` says whether they still are, an adapter may come or go."""
 
     def __init__(self, model: Any) -> None:
         decoder = model.model
+        modules = list(model.modules())
+        self._children = [(module._modules, list(module._modules.values())) for module in modules if module._modules]
+        self._hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._own = [vars(module) for module in modules]
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary = decoder.rotary_emb
         self._norm, self._head = _norm(decoder.norm), _projection(model.lm_head)
@@ -52,16 +53,22 @@ class PlainSteps:
         self._width: int = decoder.layers[0].self_attn.head_dim
         self._cos = self._sin = torch.empty(0)  # (positions, 1, D)
 
+    def stands(self) -> bool:
+        """Whether every module is the one it was, and none has a hook, or a forward of its own, that must not be passed by."""
+        return not any(self._hooks) and not any("forward" in own for own in self._own) and all(
+            list(now.values()) == then for now, then in self._children)
+
     def __call__(self, ids: list[int], keep: int, cache: DynamicCache) -> torch.Tensor:
         """Logits (keep, V) of the last `keep` of `ids` (n, few) behind what is in `cache`, which has them then too."""
-        start, n = cache.layers[0].get_seq_length(), len(ids)
+        layers = cast(list[RoomyLayer], cache.layers)
+        start, n = layers[0].get_seq_length(), len(ids)
         weight, width = self._embedding, self._width
         cos, sin = self._angles(start, n)
         # every new token sees the cached ones and the new ones up to itself
         mask = torch.ones(n, start + n, dtype=torch.bool, device=weight.device).tril(start) if n > 1 else None
         x = weight[ids[0]][None] if n == 1 else F.embedding(torch.tensor(ids, device=weight.device), weight)  # (n, H)
         for (norm, q_proj, k_proj, v_proj, q_norm, k_norm, scale, o_proj, behind, gate, up, act, down), layer in zip(
-                self._layers, cache.layers, strict=True):
+                self._layers, layers, strict=True):
             h = norm(x)
             q, k, v = q_proj(h).view(n, -1, width), k_proj(h).view(n, -1, width), v_proj(h).view(n, -1, width)  # (n, heads, D)
             if q_norm is not None and k_norm is not None:

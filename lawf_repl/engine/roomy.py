@@ -13,6 +13,12 @@ ROOM = 64  # tokens, and a quarter of what there is
 class RoomyLayer(DynamicLayer):
     """DynamicLayer, whose `keys` and `values` (B, heads, T, D) are views of larger tensors here; cutting it takes nothing but a shorter view."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self._whole = key_states.new_empty(0), value_states.new_empty(0)

@@ -162,6 +162,9 @@ def _bench(parser: Parser) -> None:
     parser.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     parser.add_argument("--svg", type=_path, metavar="FILE", help="write the plot there, too")
     parser.add_argument("--rows", type=_path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
+    parser.add_argument("--random", metavar="SHAPE", help="speed: on a model with random weights: 135m, 0.6b or 8b")
+    parser.add_argument("--only", metavar="PART", help="speed: one part of it, for example decode")
+    parser.add_argument("--results", type=_path, metavar="FILE", help="speed: append the figures to a Markdown file, with date and machine")
 
 
 def _completion(parser: Parser) -> None:

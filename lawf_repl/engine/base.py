@@ -21,6 +21,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lawf_repl.collector import paused
 from lawf_repl.config import Settings
+from lawf_repl.engine.layout import lay_out
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.progress import Report, reported
 from lawf_repl.engine.threads import choose_threads
@@ -212,6 +213,7 @@ def _load(source: str, name: str, device: torch.device, common: dict[str, Any], 
     if not settings.device_map and not settings.quantize:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     choose_threads(model)
+    lay_out(model)
     return Engine(model, tokenizer, name, settings.template_args)
 
 

@@ -57,7 +57,7 @@ def merged_weights(adapter: Adapter, dtype: str) -> dict[str, torch.Tensor]:
         whole = weight.float() + sum(layer.get_delta_weight(one).float() for one in layer.active_adapters) if layer is not None else weight
         if whole.is_floating_point():
             whole = whole.to(torch.float32 if kept & set(plain.split(".")) else TYPES[dtype])
-        out[plain] = done[key] = whole.cpu()
+        out[plain] = done[key] = whole.cpu().contiguous()
     return out
 
 

@@ -107,6 +107,9 @@ def make_parser() -> Parser:
     bench.add_argument("--plot", action="store_true", help="instead of the tables: drift against acquisition over the course of every training")
     bench.add_argument("--svg", type=Path, metavar="FILE", help="write the plot there, too")
     bench.add_argument("--rows", type=Path, metavar="FILE", help="append each reading to FILE, and go on from those that it holds")
+    bench.add_argument("--random", metavar="SHAPE", help="speed: on a model with random weights: 135m, 0.6b or 8b")
+    bench.add_argument("--only", metavar="PART", help="speed: one part of it, for example decode")
+    bench.add_argument("--results", type=Path, metavar="FILE", help="speed: append the figures to a Markdown file, with date and machine")
     for command in (demo, answer, fix, train, check, export, replay, show, sessions, report, locate, bench):
         add_shared_flags(command)
     for command in (parser, demo, replay, show, sessions, report, locate):

@@ -20,6 +20,7 @@ from lawf_repl.learn.batch import Batch
 from lawf_repl.learn.head import Head, replaced
 
 CLOSE = 1e-3  # of the states' spread
+CACHES = frozenset({"past_key_values", "past_key_value", "cache_params"})
 
 
 class Lower:
@@ -95,7 +96,7 @@ class Lower:
         """Inside, where it is asked for, the layers with a LoRA keep only what they were given."""
         with ExitStack() as stack:
             for layer in self._above if self.thrifty and torch.is_grad_enabled() else ():
-                stack.enter_context(replaced(layer, partial(checkpoint, layer.forward, use_reentrant=False)))
+                stack.enter_context(replaced(layer, partial(_twice, layer.forward)))
             yield
 
     @contextmanager
@@ -106,6 +107,13 @@ class Lower:
                 if forward is not None:
                     stack.enter_context(replaced(layer, forward))
             yield
+
+
+def _twice(own: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    """A layer's forward that is computed again in the backward pass."""
+    for name in CACHES & more.keys():  # some models hand one down unasked, and the second time would write behind the first
+        more[name] = None
+    return checkpoint(own, *given, use_reentrant=False, **more)
 
 
 def _fixed(part: Any) -> Any:

@@ -28,7 +28,12 @@ class Reference:
     def of(cls, head: Head, states: torch.Tensor, whole: bool) -> Reference:
         """From the base's states (N, H); `whole` keeps the log-probabilities (N, V) too, which then need no head any more."""
         found = cls(head, states)
-        return cls(head, states, torch.cat([found.rows(*span) for span in chunks(len(states), head.vocabulary)])) if whole else found
+        if not whole:
+            return found
+        logprobs = torch.empty(len(states), head.vocabulary, device=states.device)
+        for start, stop in chunks(len(states), head.vocabulary):
+            logprobs[start:stop] = found.rows(start, stop)
+        return cls(head, states, logprobs)
 
     def __len__(self) -> int:
         return len(self._states)

@@ -267,9 +267,21 @@ def _layer_lists(model: Any) -> Iterator[tuple[str, torch.nn.ModuleList]]:
 
 def layers_below(adapter: Adapter) -> list[torch.nn.Module]:
     """The decoder layers before the first that carries a LoRA; none where a LoRA stands elsewhere too."""
+    stack, first, alone = _carrying(adapter)
+    return stack[:first] if alone else []
+
+
+def layers_above(adapter: Adapter) -> list[torch.nn.Module]:
+    """The decoder layers from the first that carries a LoRA on."""
+    stack, first, _ = _carrying(adapter)
+    return stack[first:]
+
+
+def _carrying(adapter: Adapter) -> tuple[list[torch.nn.Module], int, bool]:
+    """The decoder's layers, the number of the first with a LoRA, and whether all LoRA is in these layers."""
     carrying = list(adapter.layers())
     for path, stack in _layer_lists(adapter.base):
         numbers = [int(name.split(f"{path}.", 1)[1].split(".")[0]) for name in carrying if f"{path}." in name]
-        if numbers and len(numbers) == len(carrying):
-            return list(stack[:min(numbers)])
-    return []
+        if numbers:
+            return list(stack), min(numbers), len(numbers) == len(carrying)
+    return [], 0, False

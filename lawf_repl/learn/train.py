@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +24,9 @@ from lawf_repl.learn.basis import Moments, aim, penalty
 from lawf_repl.learn.batch import Batch, Pair, make_batch
 from lawf_repl.learn.conflicts import check_cases
 from lawf_repl.learn.lower import Lower
-from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, make_target, token_kl
-from lawf_repl.learn.pool import Held, Pool
+from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, marks
+from lawf_repl.learn.pool import KEPT_BYTES, Held, Pool
+from lawf_repl.learn.reference import Compared, Reference, compare
 from lawf_repl.learn.solve import Solver
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
@@ -44,13 +46,27 @@ BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 o
 class Prepared:
     """What is fixed before the loop."""
 
-    batch: Batch
-    target: Target
+    batch: Batch         # N tokens of the accepted answers, M of them anchors
+    places: torch.Tensor  # (M,) where the anchors are
+    rest: torch.Tensor   # (N - M,) where the other tokens are
+    reference: Reference  # of the others
+    target: Target       # of the anchors alone: M tokens
+    weight: torch.Tensor  # (N,) that the objective's value is averaged with
     must: torch.Tensor   # (N,) positions whose top-1 has to be the accepted token
     pool: Pool           # what may be held
     watch: Pool          # what is only looked at
     moments: Moments
     lower: Lower
+
+
+class Standing(NamedTuple):
+    """What one forward over the accepted answers gave."""
+
+    states: torch.Tensor    # (N, H), from which gradients go on
+    own: torch.Tensor       # (M, H) the anchors' states, where the head's graph begins
+    logprobs: torch.Tensor  # (M, V) at the anchors
+    others: Compared        # N - M tokens
+    top: torch.Tensor       # (N,) most probable tokens
 
 
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
@@ -83,14 +99,32 @@ def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wa
     seen = held or [(case.prompt_ids, case.completion_ids) for case in cases]  # with nothing to hold, their own inputs give the units
     moments = Moments(adapter, sum(len(prompt) + len(answer) for prompt, answer in seen), settings.seed)
     lower = Lower(adapter)
+    places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
+    rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
     with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(batch.mask):
-        reference = finite_logprobs(lower.logits(batch))
-    pool = Pool(adapter, held, lower, moments)
-    target = make_target(reference, batch.lengths, [case.anchors for case in cases])
+        states = lower.states(batch)
+    reference = Reference.of(lower.head, states[rest], 4 * len(rest) * lower.head.vocabulary <= KEPT_BYTES)
+    target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
+                    weight[places])
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
-    must = reference.argmax(-1) == batch.targets
-    must[target.anchors] = target.hard
-    return Prepared(batch, target, must, pool, Pool(adapter, watch, lower), moments, lower)
+    must = torch.empty_like(batch.targets, dtype=torch.bool)
+    must[rest] = compare(lower.head, states[rest], reference).top == batch.targets[rest]
+    must[places] = target.hard
+    pool = Pool(adapter, held, lower, moments)
+    return Prepared(batch, places, rest, reference, target, weight, must, pool, Pool(adapter, watch, lower), moments, lower)
+
+
+def stand(prepared: Prepared, slope: bool = False) -> Standing:
+    """The adapted model beside the base, as the weights are now."""
+    states = prepared.lower.states(prepared.batch)
+    head = prepared.lower.head
+    others = compare(head, states[prepared.rest], prepared.reference, slope)
+    own = states[prepared.places].detach().requires_grad_(slope)
+    with torch.set_grad_enabled(slope):
+        logprobs = finite_logprobs(head.logits(own))
+    top = torch.empty_like(prepared.batch.targets)
+    top[prepared.rest], top[prepared.places] = others.top, logprobs.detach().argmax(-1)
+    return Standing(states, own, logprobs, others, top)
 
 
 @dataclass
@@ -176,12 +210,14 @@ class Loop:
         """Put the best weights in place and say how it ended."""
         if self.best:
             self.adapter.restore(self.best[1])
-        logprobs = self._frozen_logprobs()
-        reading = read(logprobs, self.prepared, self.settings)
+        with torch.no_grad():
+            standing = stand(self.prepared)
+        reading = read(standing, self.prepared, self.settings)
         if reason == "converged" and not reading.holds:
             reason = "plateau"
         missed = tuple(int(i) for i in (~reading.reached).nonzero()[:, 0])
-        loss = float(lawf_loss(logprobs, self.prepared.target))
+        ready = self.prepared
+        loss = float((standing.others.kl * ready.weight[ready.rest]).sum() + lawf_loss(standing.logprobs, ready.target))
         return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
     def _step(self, loss: float, reading: Reading) -> TrainStep:
@@ -220,25 +256,34 @@ class Loop:
 
     def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], Reading]:
         """The objective where the weights stand, its gradients, and where the anchors stand."""
-        logprobs = self._logprobs()
-        loss = self._case_loss(logprobs) + self.pull * penalty(self.trained, self.start)
-        total, gradients = float(loss.detach()), list(torch.autograd.grad(loss, self.trained, allow_unused=True))
+        ready = self.prepared
+        standing = stand(ready, slope=True)
+        # Summed, not averaged: in a long answer an anchor weighs as much as in a short one.
+        losses = self.anchor_losses(standing.logprobs).sum()
+        assert standing.others.slope is not None
+        slope = torch.zeros_like(standing.states)
+        slope[ready.rest] = standing.others.slope
+        slope[ready.places] = torch.autograd.grad(losses, standing.own)[0]
+        total = float(losses.detach() + standing.others.kl.sum())
+        gradients = self._behind(standing.states, slope)
         for held in self.held:
-            loss = token_kl(held.reference, finite_logprobs(self.prepared.lower.logits(held.batch))).sum()
-            total += float(loss.detach())
-            for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
-                known = gradients[i]
-                gradients[i] = gradient if known is None else known if gradient is None else known + gradient
-        whole = [torch.zeros_like(p) if g is None else g for p, g in zip(self.trained, gradients, strict=True)]
-        return total, whole, read(logprobs.detach(), self.prepared, self.settings)
+            states = ready.lower.states(held.batch)
+            found = compare(ready.lower.head, states, held.reference, slope=True)
+            total += float(found.kl.sum())
+            gradients = [known + more for known, more in zip(gradients, self._behind(states, found.slope), strict=True)]
+        if self.pull:
+            pulled = self.pull * penalty(self.trained, self.start)
+            total += float(pulled.detach())
+            gradients = [known + more for known, more in zip(gradients, torch.autograd.grad(pulled, self.trained), strict=True)]
+        return total, gradients, read(standing, ready, self.settings)
 
-    def _case_loss(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """Summed, not averaged: in a long answer an anchor weighs as much as in a short one."""
-        kl = token_kl(self.prepared.target.ref_logprobs, logprobs).index_fill(0, self.prepared.target.anchors, 0.0)
-        return kl.sum() + self.anchor_losses(logprobs).sum()
+    def _behind(self, states: torch.Tensor, slope: torch.Tensor | None) -> list[torch.Tensor]:
+        """Gradients of what is trained from those of the final states (N, H)."""
+        found = torch.autograd.grad(states, self.trained, slope, allow_unused=True)
+        return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(self.trained, found, strict=True)]
 
     def anchor_losses(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """What is lowered at each anchor (M,), from log-probabilities (N, V): a hard one wants its odds, a weak one its distribution."""
+        """What is lowered at each anchor (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
         at = logprobs[target.anchors, target.chosen]  # (M,)
         odds = at - torch.log(-torch.expm1(at.clamp(max=-1e-6)))
@@ -253,23 +298,17 @@ class Loop:
         return Solver(self.trained, self._evaluate)
 
     def _anchor_loss(self) -> torch.Tensor:
-        target, logprobs = self.prepared.target, self._logprobs()
-        return anchor_kl(logprobs, target).sum()
-
-    @torch.no_grad()
-    def _frozen_logprobs(self) -> torch.Tensor:
-        return self._logprobs()
-
-    def _logprobs(self) -> torch.Tensor:
-        return finite_logprobs(self.prepared.lower.logits(self.prepared.batch))
+        ready = self.prepared
+        states = ready.lower.states(ready.batch)[ready.places]
+        return anchor_kl(finite_logprobs(ready.lower.head.logits(states)), ready.target).sum()
 
 
-def read(logprobs: torch.Tensor, prepared: Prepared, settings: Settings) -> Reading:
-    """Where the anchors stand, from the adapted model's log-probabilities (N, V)."""
-    target = prepared.target
+def read(standing: Standing, prepared: Prepared, settings: Settings) -> Reading:
+    """Where the anchors stand."""
+    target, logprobs = prepared.target, standing.logprobs.detach()
     at = logprobs[target.anchors, target.chosen]  # (M,)
     p = at.exp()
-    wrong = int((logprobs.argmax(-1) != prepared.batch.targets)[prepared.must].sum())
+    wrong = int((standing.top != prepared.batch.targets)[prepared.must].sum())
     if bool(target.hard.all()):
         return Reading(p, -at, p >= settings.target_p, wrong)
     goal = target.anchor_goal
@@ -289,7 +328,7 @@ def cut_back(adapter: Adapter, cases: Sequence[Case], settings: Settings) -> tup
 
     def reading(scale: float) -> Reading:
         adapter.restore(weights, scale)
-        return read(finite_logprobs(prepared.lower.logits(prepared.batch)), prepared, settings)
+        return read(stand(prepared), prepared, settings)
 
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):

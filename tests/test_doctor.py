@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,7 +92,7 @@ def test_faults_are_named_and_exit_with_1(capsys: pytest.CaptureFixture[str], mo
 
 def _version(name: str, missing: str) -> str:
     if name == missing:
-        raise doctor.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
     return "1"
 
 

@@ -67,6 +67,12 @@ def test_vi_keys_are_there_from_the_start_or_after_f4(pipe: PipeInput) -> None:
     assert read(pipe, "ab\x1bOS\x01x\r", vi=True) == "xab", "and back: Ctrl-A is the line's start"
 
 
+def test_escape_is_not_waited_for(pipe: PipeInput) -> None:
+    with create_app_session(input=pipe, output=DummyOutput()):
+        line = InputLine(Loader(lambda report: FakeSession()), Theme(), Status("tiny"), InMemoryHistory(), True)
+    assert line._prompt.app.ttimeoutlen <= 0.1, "half a second, prompt_toolkit's own, is felt in vi's keys"
+
+
 def test_history_is_searched(pipe: PipeInput) -> None:
     assert read(pipe, "\x12capit\r\r", history=("What is the capital of France?", "Hello")) == "What is the capital of France?"
 

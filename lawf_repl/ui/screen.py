@@ -74,7 +74,8 @@ def hint(mode: str, keys: Keymap = DEFAULT, width: int = 80) -> str:
 
 def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
     """Keys and what they do, a line each."""
-    return [("  ".join(keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names), meaning) for names, meaning in HELPED]
+    rows = [([keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names], meaning) for names, meaning in HELPED]
+    return [("  ".join(shown[0].split() if len(shown) == 1 else shown), meaning) for shown, meaning in rows]
 
 
 def draw(picker: Picker) -> list[Row]:
@@ -243,7 +244,7 @@ def run_picker(picker: Picker, theme: Theme, mouse: bool = True) -> Action:
                                  wrap_lines=False, always_hide_cursor=True, dont_extend_height=True)),
             key_bindings=_bindings(press, picker.keys), style=theme.prompt_toolkit(), full_screen=False, erase_when_done=True,
             mouse_support=mouse)
-        application.timeoutlen, application.ttimeoutlen = 0.3, 0.05
+        application.timeoutlen, application.ttimeoutlen = 0.1, 0.05
         try:
             return application.run(pre_run=lambda: decide(None))  # what it wants to know from the start
         except EOFError:

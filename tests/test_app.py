@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import re
 import signal
@@ -123,8 +122,8 @@ def test_plain_says_once_what_stands_and_where_it_is_unsure(pipe: PipeInput) -> 
 
 
 def test_an_unfinished_answer_goes_on(pipe: PipeInput) -> None:
-    session = FakeSession(pause=0.1)
-    _interrupt_after(0.6)
+    session = FakeSession()
+    session.interrupt_at = 5
     _, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\r/append\r/quit\r", session, plain=True)
     assert "stopped before its end: /append goes on" in shown and session.calls[-1].startswith("go_on")
 
@@ -214,13 +213,9 @@ def test_anchors_are_counted_once_wherever_one_goes(pipe: PipeInput, monkeypatch
     assert len(session.cases) == 1 and counts[0] == 0 and set(counts[1:]) == {1}
 
 
-def _interrupt_after(seconds: float) -> None:
-    threading.Timer(seconds, lambda: os.kill(os.getpid(), 2)).start()
-
-
 def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
-    session = FakeSession(pause=0.1)
-    _interrupt_after(0.6)
+    session = FakeSession()
+    session.interrupt_at = 5
     code, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\rq\x04", session)
     assert code == 0 and session.node is not None and session.node.completion.finish == "interrupted"
     assert "one two" in shown and "twelve" not in shown
@@ -232,8 +227,7 @@ def test_control_c_in_training_asks_what_to_keep_and_twice_goes_to_the_prompt(pi
     list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
     session.accept()
-    session.pause = 0.05
-    _interrupt_after(0.8)
+    session.interrupt_at = 9
     code, shown = run(pipe, f"/train\r{answer}\x04", session)
     assert code == 0 and "interrupted" in shown and session.adapter_on == kept
     assert ("discarded" in shown) != kept and ("rerun" in session.calls) == compared and ("kept: /compare" in shown) == (kept and not compared)
@@ -271,9 +265,10 @@ def test_any_prompt_is_compared_and_probes_are_added(pipe: PipeInput) -> None:
         assert expected in shown, expected
 
 
-def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
+def test_until_the_first_token_a_spinner_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     file = io.StringIO()
-    console = Console(file=file, width=60, force_terminal=True)
+    console = Console(file=file, width=60, force_terminal=True, color_system="truecolor")
 
     def tokens(stop: Callable[[], bool]) -> Iterator[Token]:
         seen("reading the prompt")
@@ -317,6 +312,8 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
 
     def started(command: list[str], **keywords: Any) -> Any:
         commands.append(command)
+        if len(commands) == 2:
+            signal.raise_signal(signal.SIGINT)
         return real([sys.executable, "-c", program[len(commands) - 1], command[4]], **keywords)
 
     monkeypatch.setattr("lawf_repl.ui.exporting.subprocess.Popen", started)
@@ -326,7 +323,6 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
     assert "x" * 200 in shown, "a command is printed as one line, to be copied"
     assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
     with create_pipe_input() as other:
-        _interrupt_after(1.0)
         _, shown = run(other, f"/export vllm {tmp_path}/out\r/quit\r", session)
     assert "interrupted: nothing was written" in shown and "bye" in shown and session.calls[-1].startswith("save ")
     session.has_adapter = False

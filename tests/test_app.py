@@ -56,11 +56,12 @@ def test_ask_fix_accept_train(pipe: PipeInput) -> None:
     code, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/save mine.jsonl\r\x04", session)
     assert code == 0
     assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
-    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "accepted: 1 prompt", "converged", "[-Sydney-]",
+    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "base says", "converged", "[-Sydney-]",
                      "{+Canberra+}",
                      "not measured", "Fixed: the prompt now gives the accepted answer by itself", "session saved in mine.jsonl", "bye"):
         assert expected in shown, expected
-    places = [shown.index(word) for word in ("accepted", "training", "[-Sydney-]", "reliability", "Fixed:")]
+    assert "/train trains" not in shown, "no advice to do what is being done"
+    places = [shown.index(word) for word in ("base says", "training", "[-Sydney-]", "reliability", "Fixed:")]
     assert places == sorted(places)
 
 
@@ -286,7 +287,7 @@ def test_until_the_first_token_a_spinner_says_what_it_waits_for(monkeypatch: pyt
 
 
 def test_a_long_correction_stays_on_its_line(pipe: PipeInput) -> None:
-    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=60)
+    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=44)
     line = next(line for line in shown.splitlines() if "✎" in line)
     after = shown.splitlines()[shown.splitlines().index(line) + 1]
     assert line.endswith("…") and after.startswith("  The capital"), shown

@@ -25,7 +25,7 @@ from lawf_repl.ui.render import bar, percent, shorten, token_look
 from lawf_repl.ui.theme import Theme, probability_look
 
 MENU_ROWS = 9
-NOTE_ROWS = 3
+NOTE_ROWS = 4
 # The keys under the view. Where they do not fit, those with the highest number are left out, each as a whole.
 Hint = tuple[int, str]
 HINTS: dict[str, tuple[Hint, ...]] = {
@@ -81,7 +81,7 @@ def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
 def draw(picker: Picker) -> list[Row]:
     """The whole view as rows of (look, text), each no wider than the terminal; text is safe to show."""
     below = _below(picker)
-    notes = [[Cell("accent", f"  {line}")] for line in folded(visible(picker.note), picker.width - 4)[:NOTE_ROWS]] if picker.note else []
+    notes = _notes(picker)
     room = max(3, picker.height - len(below) - max(len(notes), 1) - 2)
     answer = _answer_rows(picker)
     line = len(answer) - 1 if picker.mode == "go_on" else picker.place()[0]
@@ -90,6 +90,14 @@ def draw(picker: Picker) -> list[Row]:
     mode = "unfinished" if picker.mode == "go_on" and picker.unfinished else picker.mode
     last = [[Cell("quiet", "  " + hint(mode, picker.keys, picker.width - 3))]]
     return [_clip(row, picker.width - 1) for row in (*answer[top:top + room], where, *below, *(notes or last))]
+
+
+def _notes(picker: Picker) -> list[Row]:
+    """What the view has to say, in a few lines at most."""
+    lines = folded(visible(picker.note), picker.width - 4) if picker.note else []
+    if len(lines) > NOTE_ROWS:
+        lines[NOTE_ROWS - 1:] = [shorten(" ".join(lines[NOTE_ROWS - 1:]), picker.width - 4)]
+    return [[Cell("accent", f"  {line}")] for line in lines]
 
 
 def _answer_rows(picker: Picker) -> list[Row]:

@@ -210,8 +210,9 @@ def test_anchors_are_counted_once_wherever_one_goes(pipe: PipeInput, monkeypatch
         counts.append(repl.status.anchors)
 
     monkeypatch.setattr(Repl, "_count", counted)
-    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/quit\r", session)
-    assert len(session.cases) == 1 and counts[0] == 0 and set(counts[1:]) == {1}
+    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/goto 0\rcPerth\rq/quit\r", session)
+    assert len(session.cases) == 1 and len(session.anchors()) == 1, "another correction of the same answer would take the place of the accepted one"
+    assert counts[0] == 0 and set(counts[1:]) == {1}
 
 
 def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import re
 import signal
@@ -58,11 +57,12 @@ def test_ask_fix_accept_train(pipe: PipeInput) -> None:
     code, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/save mine.jsonl\r\x04", session)
     assert code == 0
     assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
-    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "accepted: 1 prompt", "converged", "[-Sydney-]",
+    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "base says", "converged", "[-Sydney-]",
                      "{+Canberra+}",
                      "not measured", "Fixed: the prompt now gives the accepted answer by itself", "session saved in mine.jsonl", "bye"):
         assert expected in shown, expected
-    places = [shown.index(word) for word in ("accepted", "training", "[-Sydney-]", "reliability", "Fixed:")]
+    assert "/train trains" not in shown, "no advice to do what is being done"
+    places = [shown.index(word) for word in ("base says", "training", "[-Sydney-]", "reliability", "Fixed:")]
     assert places == sorted(places)
 
 
@@ -124,8 +124,8 @@ def test_plain_says_once_what_stands_and_where_it_is_unsure(pipe: PipeInput) -> 
 
 
 def test_an_unfinished_answer_goes_on(pipe: PipeInput) -> None:
-    session = FakeSession(pause=0.1)
-    _interrupt_after(0.6)
+    session = FakeSession()
+    session.interrupt_at = 5
     _, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\r/append\r/quit\r", session, plain=True)
     assert "stopped before its end: /append goes on" in shown and session.calls[-1].startswith("go_on")
 
@@ -211,17 +211,14 @@ def test_anchors_are_counted_once_wherever_one_goes(pipe: PipeInput, monkeypatch
         counts.append(repl.status.anchors)
 
     monkeypatch.setattr(Repl, "_count", counted)
-    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/quit\r", session)
-    assert len(session.cases) == 1 and counts[0] == 0 and set(counts[1:]) == {1}
-
-
-def _interrupt_after(seconds: float) -> None:
-    threading.Timer(seconds, lambda: os.kill(os.getpid(), 2)).start()
+    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/goto 0\rcPerth\rq/quit\r", session)
+    assert len(session.cases) == 1 and len(session.anchors()) == 1, "another correction of the same answer would take the place of the accepted one"
+    assert counts[0] == 0 and set(counts[1:]) == {1}
 
 
 def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
-    session = FakeSession(pause=0.1)
-    _interrupt_after(0.6)
+    session = FakeSession()
+    session.interrupt_at = 5
     code, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\rq\x04", session)
     assert code == 0 and session.node is not None and session.node.completion.finish == "interrupted"
     assert "one two" in shown and "twelve" not in shown
@@ -233,8 +230,7 @@ def test_control_c_in_training_asks_what_to_keep_and_twice_goes_to_the_prompt(pi
     list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
     session.accept()
-    session.pause = 0.05
-    _interrupt_after(0.8)
+    session.interrupt_at = 9
     code, shown = run(pipe, f"/train\r{answer}\x04", session)
     assert code == 0 and "interrupted" in shown and session.adapter_on == kept
     assert ("discarded" in shown) != kept and ("rerun" in session.calls) == compared and ("kept: /compare" in shown) == (kept and not compared)
@@ -272,9 +268,10 @@ def test_any_prompt_is_compared_and_probes_are_added(pipe: PipeInput) -> None:
         assert expected in shown, expected
 
 
-def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
+def test_until_the_first_token_a_spinner_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     file = io.StringIO()
-    console = Console(file=file, width=60, force_terminal=True)
+    console = Console(file=file, width=60, force_terminal=True, color_system="truecolor")
 
     def tokens(stop: Callable[[], bool]) -> Iterator[Token]:
         seen("reading the prompt")
@@ -292,7 +289,7 @@ def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
 
 
 def test_a_long_correction_stays_on_its_line(pipe: PipeInput) -> None:
-    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=60)
+    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=44)
     line = next(line for line in shown.splitlines() if "✎" in line)
     after = shown.splitlines()[shown.splitlines().index(line) + 1]
     assert line.endswith("…") and after.startswith("  The capital"), shown
@@ -318,6 +315,8 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
 
     def started(command: list[str], **keywords: Any) -> Any:
         commands.append(command)
+        if len(commands) == 2:
+            signal.raise_signal(signal.SIGINT)
         return real([sys.executable, "-c", program[len(commands) - 1], command[4]], **keywords)
 
     monkeypatch.setattr("lawf_repl.ui.exporting.subprocess.Popen", started)
@@ -327,7 +326,6 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
     assert "x" * 200 in shown, "a command is printed as one line, to be copied"
     assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
     with create_pipe_input() as other:
-        _interrupt_after(1.0)
         _, shown = run(other, f"/export vllm {tmp_path}/out\r/quit\r", session)
     assert "interrupted: nothing was written" in shown and "bye" in shown and session.calls[-1].startswith("save ")
     session.has_adapter = False

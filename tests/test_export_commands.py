@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -194,12 +195,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(format_: str, full: str, fix
 def test_an_interrupt_between_the_two_renames_brings_back_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.write_text("old")
-    real: Any = Path.rename
+    real = os.rename
 
     def rename(source: Path, target: Path) -> None:
         if ".lawf-partial-" in str(source):
             raise KeyboardInterrupt
-        real(Path(source), target)
+        real(source, target)
 
     monkeypatch.setattr("lawf_repl.export.place.os.rename", rename)
     with pytest.raises(KeyboardInterrupt), placed(out, force=True) as staging:

@@ -134,7 +134,7 @@ def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, 
     trials = make_trials(engine, adapter, source, FEW if whole else MOST)
     file = write_reference(engine, adapter, trials, work, sum(len(trial.accepted_ids) for trial in trials) * len(trials) if whole else ROWS)
     place = place_of(engine)
-    commit = getattr(engine.model.config, "_commit_hash", None) or settings.revision
+    commit = engine.revision or settings.revision
     return Live(tuple(trials), file, tuple(sorted(engine.end_ids)), engine.tokenizer.decode, engine.dtype, str(engine.device), place,
                 None if Path(place).is_dir() else commit, settings)
 

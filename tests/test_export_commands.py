@@ -91,7 +91,8 @@ def test_an_adapter_that_half_precision_undoes_is_not_for_vllm_and_peft_says_so(
     tensors = load_file(weak / "adapter_model.safetensors")
     save_file({name: weight * (0.002 if "lora_B" in name else 1) for name, weight in tensors.items()}, weak / "adapter_model.safetensors")
     code, said, _ = lawf(capsys, "export", weak, tmp_path / "out", "--format", "vllm")
-    assert code == 1 and "computing in bfloat16 undoes the fix" in said and not (tmp_path / "out").exists()
+    assert code == 1 and "computing in bfloat16 undoes the fix: export it as merged with --dtype float32, or train" in said
+    assert not (tmp_path / "out").exists()
     code, said, _ = lawf(capsys, "export", weak, tmp_path / "out", "--format", "peft")
     assert code == 0 and "note: in bfloat16 load_adapter" in said and "computing in bfloat16 undoes the fix: serve it in float32" in said
     code, said, _ = lawf(capsys, "export", fixed_session, tmp_path / "good", "--format", "vllm")

@@ -29,7 +29,7 @@ from lawf_repl.learn.adapter import Adapter
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
 BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
-NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files",
+NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files, where its list of models has LoRA for this architecture",
            "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: see the Modelfile"}
 
 
@@ -183,7 +183,8 @@ def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -
     release(job.engine)
     served = vllm.served_dtype(live, stored) if for_vllm else stored  # transformers and vLLM take that of the files by themselves
     other = None if served == live or job.live.settings.quantize else served
-    found = verify_adapter(job.live, staging, dead, other)
+    instead = "export it as merged with --dtype float32" if for_vllm else f"serve it in {live}"
+    found = verify_adapter(job.live, staging, dead, other, instead)
     if other and not for_vllm and len(found) > 1 and not found[-1].ok:  # the commands and the card name the number type that holds
         job.notes.append(f"in {other} {found.pop().detail}")
     _check(have, found)

@@ -82,7 +82,8 @@ def _served(live: Live, dtype: str, instead: str, report: dict[str, Any]) -> Fin
     seen, n = report["served"], len(live.trials)
     same = [live.same_text(answer, trial.accepted_ids) for trial, answer in zip(live.trials, seen["answers"], strict=True)]
     right = sum(same)
-    ok = all(one or not trial.given for one, trial in zip(same, live.trials, strict=True)) and seen["distance"] <= max(SHARE * seen["move"], CLOSE) and not seen["wrong"]
+    accepted = all(one or not trial.given for one, trial in zip(same, live.trials, strict=True))
+    ok = accepted and seen["distance"] <= max(SHARE * seen["move"], CLOSE) and not seen["wrong"]
     line = (f"load_adapter: {right} of {n} {_kind(live)}, logits within {seen['distance']:.1e} of the {live.dtype} ones "
             f"(the adapter itself moves them by {seen['move']:.1e})")
     if not ok:

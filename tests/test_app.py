@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import random
 import signal
 import stat
@@ -159,26 +158,31 @@ def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:
     assert code == 0 and "Ctrl-C again" in shown and shown.rstrip().endswith("bye")
 
 
-def _interrupt_after(seconds: float) -> None:
-    threading.Timer(seconds, lambda: os.kill(os.getpid(), 2)).start()
+def interrupted_at(verb: Callable[..., Iterator[Any]], count: int) -> Callable[..., Iterator[Any]]:
+    """A verb of a session during which Ctrl-C is pressed, behind its `count`-th item: a clock would hit another moment on a slow machine."""
+    def begun(*arguments: Any) -> Iterator[Any]:
+        for number, item in enumerate(verb(*arguments), 1):
+            yield item
+            if number == count:
+                signal.raise_signal(signal.SIGINT)
+    return begun
 
 
-def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
-    session = FakeSession(pause=0.1)
-    _interrupt_after(0.6)
+def test_control_c_keeps_what_was_generated(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = FakeSession()
+    monkeypatch.setattr(session, "follow_up", interrupted_at(session.follow_up, 5))
     code, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\rq\x04", session)
     assert code == 0 and session.node is not None and session.node.completion.finish == "interrupted"
     assert "one two" in shown and "twelve" not in shown
 
 
 @pytest.mark.parametrize(("answer", "kept"), [("\r", True), ("d\r", False)])
-def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, kept: bool) -> None:
+def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, answer: str, kept: bool) -> None:
     session = FakeSession(steps=200)
     list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
     session.accept()
-    session.pause = 0.05
-    _interrupt_after(0.8)
+    monkeypatch.setattr(session, "train", interrupted_at(session.train, 3))
     code, shown = run(pipe, f"/train\r{answer}\x04", session)
     assert code == 0 and "interrupted" in shown and session.adapter_on == kept
     assert ("discarded" in shown) != kept and ("rerun" in session.calls) == kept
@@ -232,7 +236,7 @@ def test_own_keys_are_used_in_the_view(pipe: PipeInput) -> None:
 def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     session, commands = FakeSession(), []
     real = subprocess.Popen
-    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there')", "import time; time.sleep(60)"]
+    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there')", "import os, time; os.kill(os.getppid(), 2); time.sleep(60)"]  # 2: Ctrl-C
 
     def started(command: list[str], **keywords: Any) -> Any:
         commands.append(command)
@@ -244,7 +248,6 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
     assert commands[0][3:4] == ["export"] and commands[0][5:8] == [f"{tmp_path}/out", "--format", "peft"] and session.calls[-1] == "export peft True"
     assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
     with create_pipe_input() as other:
-        _interrupt_after(1.0)
         _, shown = run(other, f"/export vllm {tmp_path}/out\r/quit\r", session)
     assert "interrupted: nothing was written" in shown and "bye" in shown and session.calls[-1].startswith("save ")
     session.has_adapter = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lawf_repl import store
-from lawf_repl.config import FIELDS, Settings, Value, check_value
+from lawf_repl.config import FIELDS, Settings, check_value
 from lawf_repl.engine.base import DEMO_NAME, Engine
 from lawf_repl.engine.decode import Sampling
 from lawf_repl.errors import LawfError, SessionError, UsageError
@@ -19,6 +19,7 @@ from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.prompts import Prompts
 from lawf_repl.nodes import answered_node, trained_node
 from lawf_repl.records import Anchor, Completion, Correction, Message, Node, Scorecard, TrainingResult
+from lawf_repl.rules import Value
 from lawf_repl.session import LIBRARIES, NOT_RECORDED, RECIPE, Question, Session, Version, opening_note
 from lawf_repl.store import Event, LoadedSession
 

@@ -27,6 +27,7 @@ from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import make_batch
 from lawf_repl.learn.objective import make_target
+from lawf_repl.learn.train import Loop
 from lawf_repl.measure.probes import ProbeSet, Reference, _changes, measure_drift
 from lawf_repl.records import Anchor
 from lawf_repl.session import Session
@@ -219,8 +220,8 @@ def test_a_file_of_something_else_is_no_readings(tmp_path: Path, capsys: Any) ->
 def test_each_lever_changes_what_it_says(demo_engine: Engine, demo_probe_set: ProbeSet, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[Any, ...]] = []
 
-    def ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet) -> Iterator[Row]:
-        seen.append((task.case.anchors[0].confidence, settings, len(probes.replay)))
+    def ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet, way: type[Loop]) -> Iterator[Row]:
+        seen.append((task.case.anchors[0].confidence, settings, len(probes.replay), way))
         yield replace(ROW, recipe="lawf", when="equal")
         yield replace(ROW, recipe="lawf", when="end", drift_nats=float(len(seen)))
 
@@ -228,8 +229,8 @@ def test_each_lever_changes_what_it_says(demo_engine: Engine, demo_probe_set: Pr
     rows = levers.run_levers(demo_engine, ProbeSet(demo_probe_set.probes[:2], demo_probe_set.replay[:3]), [task], 1, Settings(), lambda row: None)
     assert [row.recipe for row in rows] == [name for name, _ in levers.LEVERS] == [one.recipe for one in levers.summarize_levers(rows)]
     by_name = dict(zip((name for name, _ in levers.LEVERS), seen, strict=True))
-    assert by_name["as shipped"] == (1.0, Settings(), 3) and by_name["confidence 0.5"] == (0.5, Settings(), 3)
-    assert by_name["neither"] == (1.0, replace(Settings(), variations=0), 0) and by_name["rank 8"][1].rank == 8
+    assert by_name["as shipped"] == (1.0, Settings(), 3, Loop) and by_name["confidence 0.5"] == (0.5, Settings(), 3, Loop)
+    assert by_name["neither"] == (1.0, replace(Settings(), variations=0), 0, Loop) and by_name["rank 8"][1].rank == 8
     assert len({str(found) for found in seen}) == len(seen)
 
 

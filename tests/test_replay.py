@@ -20,9 +20,12 @@ from lawf_repl.agreement import TIE, Row, row_json
 from lawf_repl.cli import main
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
+from lawf_repl.errors import FixError
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.replay import replay, settings_for
+from lawf_repl.restore import restore
+from lawf_repl.session import Session, open_session
 from lawf_repl.store.disk import directory_sha256
 from lawf_repl.ui.replay import row_view
 from lawf_repl.ui.theme import Theme
@@ -68,6 +71,36 @@ def test_each_example_goes_as_recorded(kind: str, demo_engine: Engine, demo_prob
     if kind == "fact":
         assert row.drift_nats is not None and row.drift_then is not None and abs(row.drift_nats - row.drift_then) < 1e-6
     assert demo_engine.fingerprint()["config_sha256"] and not any("lora" in name for name, _ in demo_engine.model.named_parameters())
+
+
+def test_an_answer_that_was_stopped_goes_on_as_if_it_had_not_been(demo_engine: Engine, tmp_path: Path) -> None:
+    prompt, polls = "What is the capital of France?", iter([False, False, True])
+    whole = Session(demo_engine, Settings())
+    list(whole.ask(prompt))
+    session = open_session(demo_engine, Settings(), path=tmp_path / "stopped.jsonl")
+    list(session.ask(prompt, lambda: next(polls)))
+    assert session.node is not None and session.node.completion.finish == "interrupted"
+    list(session.go_on(""))
+    assert whole.node is not None and session.node.completion.ids == whole.node.completion.ids and not session.anchors()
+    with pytest.raises(FixError, match="the fix is empty"):
+        session.go_on("")
+    session.undo()
+    session.redo()
+    path = session.place
+    session.close()
+    assert path is not None and not store.verify(path)
+    restored = restore(path, demo_engine, Settings(), ProbeSet())
+    assert [node.completion.ids for node in restored.nodes] == [node.completion.ids for node in session.nodes]
+    restored.close()
+    row = again(path, demo_engine)
+    assert row.ok and row.continuations_match
+    full = Session(demo_engine, Settings(max_tokens=3))
+    list(full.ask(prompt))
+    with pytest.raises(FixError, match="raise max_tokens"):
+        full.go_on("")
+    full.set_setting("max_tokens", "50")
+    list(full.go_on(""))
+    assert full.node is not None and full.node.completion.ids == whole.node.completion.ids
 
 
 def second_instead(path: Path, p: float | None = None, of_first: float | None = None) -> Path:

@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
+from lawf_repl.bench import ways
 from lawf_repl.bench.objective import Meter, Row, Summary, Task, run_ours, summary
 from lawf_repl.config import PRESETS, Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.learn.train import Loop
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.session import Session
 
 Changes = dict[str, Any]
-# What each is called, and the settings that it changes; "replay" and "confidence" are no settings of a training.
+# What each is called, and the settings that it changes; "replay", "confidence" and "way" are no settings of a training.
 LEVERS: tuple[tuple[str, Changes], ...] = (
     ("as shipped", {}),
     ("confidence 0.9", {"confidence": 0.9}), ("confidence 0.5", {"confidence": 0.5}), ("confidence 0.25", {"confidence": 0.25}),
@@ -24,6 +26,12 @@ LEVERS: tuple[tuple[str, Changes], ...] = (
     ("rank 1", {"rank": 1}), ("rank 2", {"rank": 2}), ("rank 8", {"rank": 8}), ("rank 16", {"rank": 16}), ("all layers", {"layers": "all"}),
     ("pull 0", {"pull": 0.0}), ("pull 300", {"pull": 300.0}), ("pull 30000", {"pull": 3e4}),
     ("goal_p 0.99", {"goal_p": 0.99}), ("goal_p 0.999", {"goal_p": 0.999}), ("goal_p 0.9999", {"goal_p": 0.9999}),
+    ("Adam, steps of 0.03", {"way": ways.Adam3e2}), ("Adam, steps of 0.01", {"way": ways.Adam1e2}),
+    ("Adam, steps of 0.003", {"way": ways.Adam3e3}), ("Adam, steps of 0.001", {"way": ways.Adam1e3}),
+    ("random directions", {"way": ways.RandomDirections}), ("not whitened", {"way": ways.PlainDirections}),
+    ("anchors weigh 4", {"way": ways.Weighted4}), ("anchors weigh 16", {"way": ways.Weighted16}),
+    ("cross-entropy", {"way": ways.CrossEntropy}), ("proportions kept", {"way": ways.Proportions}),
+    ("weights averaged", {"way": ways.Averaged}), ("64 held at random", {"way": ways.HoldAll}),
     ("quick", PRESETS["quick"]), ("careful", PRESETS["careful"]),
 )
 
@@ -32,12 +40,12 @@ def run_levers(engine: Engine, probes: ProbeSet, tasks: Sequence[Task], seeds: i
     """Our recipe on every edit, once for each lever, read at its end. The rows are called as the lever is."""
     meter, rows = Meter(engine, probes), []
     for name, changes in LEVERS:
-        own = {key: value for key, value in changes.items() if key not in ("replay", "confidence")}
+        own = {key: value for key, value in changes.items() if key not in ("replay", "confidence", "way")}
         known = probes if changes.get("replay", True) else ProbeSet(probes.probes)
         for seed in range(seeds):
             for task in tasks:
                 case = replace(task.case, anchors=tuple(replace(anchor, confidence=changes.get("confidence", 1.0)) for anchor in task.case.anchors))
-                for row in run_ours(engine, meter, replace(task, case=case), seed, replace(settings, **own), known):
+                for row in run_ours(engine, meter, replace(task, case=case), seed, replace(settings, **own), known, changes.get("way", Loop)):
                     if row.when == "end":
                         rows.append(replace(row, recipe=name))
                         on_row(rows[-1])

@@ -24,7 +24,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair, completion_logits, make_batch
-from lawf_repl.learn.train import cut_back, train
+from lawf_repl.learn.train import Loop, cut_back, train
 from lawf_repl.learn.variations import variations
 from lawf_repl.measure.probes import ProbeSet, Reference, base_answers
 from lawf_repl.records import Case
@@ -157,14 +157,17 @@ def run_peer(engine: Engine, meter: Meter, task: Task, seed: int, peer: Peer, ta
         adapter.remove()
 
 
-def run_ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet) -> Iterator[Row]:
-    """Train our recipe on one edit as `lawf fix` does: a row for its end, and one for what is left of it when it only just holds."""
+def run_ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet, way: type[Loop] = Loop) -> Iterator[Row]:
+    """Train our recipe on one edit as `lawf fix` does: a row for its end, and one for what is left of it when it only just holds.
+
+    `way` is another way to minimise its objective.
+    """
     settings = replace(settings, seed=seed)
     began = time.monotonic()
     made = variations(engine, task.case, [{"role": "user", "content": task.case.prompt}], settings.variations, seed)
     adapter = Adapter.fresh(engine.model, settings, engine.name)
     try:
-        training = train(adapter, [task.case], [*made, *probes.replay], settings, started=began)
+        training = train(adapter, [task.case], [*made, *probes.replay], settings, started=began, way=way)
         while True:
             try:
                 next(training)

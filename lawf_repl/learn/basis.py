@@ -68,6 +68,11 @@ class Moments:
         total, count = self._output.get(path, (0.0, 0))
         return (total / count) ** 0.5 if total > 0 else 1.0
 
+    def spread(self, path: str, rows: torch.Tensor) -> torch.Tensor:
+        """Root mean square of each row's product (n,) with the layer's inputs, from rows (n, d); before anything was whitened."""
+        inputs = torch.cat(self._inputs[self._source.get(path, path)])
+        return (inputs @ rows.T).square().mean(0).sqrt()
+
     def whiten(self, path: str, rows: torch.Tensor) -> torch.Tensor:
         """`rows` (n, d) times C^(-1/2) of the layer's inputs; unchanged where none were seen."""
         source = self._source.get(path, path)

@@ -55,7 +55,13 @@ def completion_logits(model: Any, batch: Batch) -> torch.Tensor:
     with the chosen positions through its `logits_to_keep`; rows are cut out of one pass over the columns in use.
     """
     columns, where = torch.unique(batch.columns, return_inverse=True)
-    mask = None if bool(batch.mask.all()) else batch.mask  # one unpadded shape needs no mask
     keep = kept_logits(model, columns)
-    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, **uncached(model), **keep).logits  # (B, C, V), or (B, T, V)
+    logits = forward(model, batch, **keep)  # (B, C, V), or (B, T, V)
     return logits[batch.rows, where if keep else batch.columns]
+
+
+def forward(model: Any, batch: Batch, **keep: Any) -> torch.Tensor:
+    """One forward without a cache; the model's logits."""
+    mask = None if bool(batch.mask.all()) else batch.mask  # one unpadded shape needs no mask
+    logits: torch.Tensor = model(input_ids=batch.ids, attention_mask=mask, **uncached(model), **keep).logits
+    return logits

@@ -1,41 +1,61 @@
-"""Forwards that begin at the first layer with a LoRA: below it the adapted model is the base, and its states are kept.
+"""Forwards that begin at the first layer with a LoRA and end before the head: below the one the adapted model is the base, and its
+states are kept; the head is run apart, on as many positions at a time as there is room for.
 
 Each layer below is told to pass on what it is given, the last of them what it gave before. That is tried once on the real
-model; where the logits come out otherwise (layers that hand on more than hidden states) everything is computed as usual.
+model; where the states come out otherwise (layers that hand on more than hidden states) everything is computed as usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from lawf_repl.learn.adapter import Adapter, layers_below
-from lawf_repl.learn.batch import Batch, completion_logits
+from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
+from lawf_repl.learn.batch import Batch
+from lawf_repl.learn.head import Head, replaced
 
-CLOSE = 1e-3  # of the logits' spread
+CLOSE = 1e-3  # of the states' spread
+CACHES = frozenset({"past_key_values", "past_key_value", "cache_params"})
 
 
 class Lower:
-    """The layers below an adapter's first, for batches that are read again and again."""
+    """A model without the layers below an adapter's first and without its head, for batches that are read again and again."""
 
     def __init__(self, adapter: Adapter) -> None:
-        self._model = adapter.base
+        self.head = Head(adapter)
+        self.thrifty = False  # a backward pass computes each layer again, in place of keeping what it needs of it
         self._layers: list[Any] = list(layers_below(adapter))
+        self._above: list[Any] = list(layers_above(adapter))
         self._tried = not self._layers
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
 
+    @property
+    def above(self) -> int:
+        """Layers that a step runs."""
+        return len(self._above)
+
     def logits(self, batch: Batch) -> torch.Tensor:
-        """As completion_logits (N, V). A batch that comes again must be the same object."""
+        """As completion_logits (N, V)."""
+        return self.head.logits(self.states(batch))
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """The head's input at each completion token (N, H). A batch that comes again must be the same object."""
+        with self._again():
+            return self._states_of(batch)
+
+    def _states_of(self, batch: Batch) -> torch.Tensor:
         if not self._layers:
-            return completion_logits(self._model, batch)
+            return self.head.states(batch)
         if id(batch) in self._states:
             with self._skipping(self._states[id(batch)][1]):
-                return completion_logits(self._model, batch)
+                return self.head.states(batch)
         with self._forwards([*([None] * (len(self._layers) - 1)), self._recording(batch)]):
-            whole = completion_logits(self._model, batch)
+            whole = self.head.states(batch)
         if not self._tried:
             self._try(batch, whole.detach())
         return whole
@@ -48,7 +68,7 @@ class Lower:
     def _try(self, batch: Batch, whole: torch.Tensor) -> None:
         self._tried = True
         try:
-            again = self.logits(batch)
+            again = self._states_of(batch)
             good = torch.allclose(again, whole, rtol=0, atol=CLOSE * float(whole.float().std()), equal_nan=True)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):  # it needs what the layers would have given
             good = False
@@ -72,20 +92,28 @@ class Lower:
         return self._forwards([*([through] * (len(self._layers) - 1)), lambda *given, **more: state])
 
     @contextmanager
+    def _again(self) -> Iterator[None]:
+        """Inside, where it is asked for, the layers with a LoRA keep only what they were given."""
+        with ExitStack() as stack:
+            for layer in self._above if self.thrifty and torch.is_grad_enabled() else ():
+                stack.enter_context(replaced(layer, partial(_twice, layer.forward)))
+            yield
+
+    @contextmanager
     def _forwards(self, forwards: list[Callable[..., Any] | None]) -> Iterator[None]:
         """The layers' own forwards replaced inside the block; None leaves one as it is."""
-        before = [layer.__dict__.get("forward") for layer in self._layers]  # of a model spread over devices they are replaced already
-        try:
+        with ExitStack() as stack:
             for layer, forward in zip(self._layers, forwards, strict=True):
                 if forward is not None:
-                    layer.forward = forward
+                    stack.enter_context(replaced(layer, forward))
             yield
-        finally:
-            for layer, own in zip(self._layers, before, strict=True):
-                if own is None:
-                    layer.__dict__.pop("forward", None)
-                else:
-                    layer.forward = own
+
+
+def _twice(own: Callable[..., Any], *given: Any, **more: Any) -> Any:
+    """A layer's forward that is computed again in the backward pass."""
+    for name in CACHES & more.keys():  # some models hand one down unasked, and the second time would write behind the first
+        more[name] = None
+    return checkpoint(own, *given, use_reentrant=False, **more)
 
 
 def _fixed(part: Any) -> Any:

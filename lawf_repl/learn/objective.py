@@ -40,7 +40,12 @@ class Target:
 
 def make_target(ref_logprobs: torch.Tensor, lengths: Sequence[int], anchors: Sequence[Sequence[Anchor]], anchor_weight: float = 1.0) -> Target:
     """Target of a batch of cases; `anchors` has one sequence for each row, positions counted in that row's completion."""
-    device = ref_logprobs.device
+    return Target(ref_logprobs, *marks(lengths, anchors, ref_logprobs.device, anchor_weight))
+
+
+def marks(lengths: Sequence[int], anchors: Sequence[Sequence[Anchor]], device: torch.device,
+          anchor_weight: float = 1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The last four fields of a Target: where the anchors are, what is chosen there, how surely, and the weight of every token."""
     indices, chosen, confidence, weight = [], [], [], []
     start = 0
     for length, row in zip(lengths, anchors, strict=True):
@@ -52,8 +57,8 @@ def make_target(ref_logprobs: torch.Tensor, lengths: Sequence[int], anchors: Seq
             weights[anchor.position] = anchor_weight
         weight += [value / length / len(lengths) for value in weights]
         start += length
-    return Target(ref_logprobs, torch.tensor(indices, dtype=torch.long, device=device), torch.tensor(chosen, dtype=torch.long, device=device),
-                  torch.tensor(confidence, device=device), torch.tensor(weight, device=device))
+    return (torch.tensor(indices, dtype=torch.long, device=device), torch.tensor(chosen, dtype=torch.long, device=device),
+            torch.tensor(confidence, device=device), torch.tensor(weight, device=device))
 
 
 def finite_logprobs(logits: torch.Tensor) -> torch.Tensor:
@@ -61,7 +66,8 @@ def finite_logprobs(logits: torch.Tensor) -> torch.Tensor:
 
     Its probability is 0 all the same, and a product of both is 0 and not NaN.
     """
-    return torch.log_softmax(logits.float(), -1).clamp_min(-1e4)
+    logprobs = torch.log_softmax(logits.float(), -1)
+    return logprobs.clamp_min(-1e4) if logprobs.requires_grad else logprobs.clamp_min_(-1e4)
 
 
 def token_kl(ref_logprobs: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,10 +12,13 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.basis import Moments
 from lawf_repl.learn.batch import Batch, Pair, make_batch
 from lawf_repl.learn.lower import Lower
-from lawf_repl.learn.objective import finite_logprobs, token_kl
+from lawf_repl.learn.reference import Reference, compare
 
-ROWS = 32                 # answers a forward pass
-KEPT_BYTES = 2**30        # of references in all; where the vocabulary is so large that they need more, they are computed again
+ROWS = 32                 # answers a forward pass at most,
+TOKENS = 2**13            # and tokens of all of them, padding included
+KEPT_BYTES = 2**28        # of references in all; where the vocabulary is so large that they need more, they are kept as hidden states
+HELD_BYTES = 2**28        # of what a backward pass keeps of its forward, on a CPU; four times as much on an accelerator
+KEPT_WIDTHS = 24          # of a token in a layer, in hidden sizes: norms, queries, keys and values, and the MLP's three
 
 
 @dataclass(frozen=True)
@@ -23,32 +26,35 @@ class Held:
     """One batch of answers with the base's distributions."""
 
     batch: Batch
-    reference: torch.Tensor  # ref_logprobs (N, V)
+    reference: Reference  # N tokens
 
 
 class Pool:
     """Prompts with the base's own answers. The adapter is off while it is made."""
 
     def __init__(self, adapter: Adapter, pairs: Sequence[Pair], lower: Lower, moments: Moments | None = None) -> None:
-        self._adapter, self._model, self._lower = adapter, adapter.base, lower
-        self.pairs = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+        self._model, self._lower = adapter.base, lower
+        ordered = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+        parts = list(packed(ordered, ROWS, TOKENS))
+        self.pairs = [pair for part in parts for pair in part]
         self.tokens = sum(len(answer) for _, answer in self.pairs)
-        self._batches = [make_batch(self.pairs[i:i + ROWS], self._model.device) for i in range(0, len(self.pairs), ROWS)]
-        self._kept: list[torch.Tensor | None] = []
+        self._batches = [make_batch(part, self._model.device) for part in parts]
+        self._place = [(number, row) for number, part in enumerate(parts) for row in range(len(part))]
+        self._references: list[Reference] = []
         left = KEPT_BYTES
         with adapter.off(), torch.no_grad():
             for batch in self._batches:
                 with moments.reading(batch.mask) if moments else nullcontext():
-                    reference = finite_logprobs(self._lower.logits(batch))
-                left -= reference.nbytes
-                self._kept.append(reference if left >= 0 else None)
+                    states = lower.states(batch)
+                left -= 4 * len(states) * lower.head.vocabulary
+                self._references.append(Reference.of(lower.head, states, left >= 0))
 
     @torch.no_grad()
     def moved(self) -> list[float]:
         """KL(base || adapted) of each answer, summed over its tokens, in nats; in the order of `pairs`."""
         out: list[float] = []
-        for number, batch in enumerate(self._batches):
-            kl = token_kl(self._reference(number), finite_logprobs(self._lower.logits(batch)))
+        for batch, reference in zip(self._batches, self._references, strict=True):
+            kl = compare(self._lower.head, self._lower.states(batch), reference).kl
             out += [float(row.sum()) for row in batch.split(kl)]
         return out
 
@@ -57,19 +63,35 @@ class Pool:
         return sum(self.moved()) / self.tokens if self.pairs else None
 
     def members(self, chosen: Sequence[int], rows: int) -> list[Held]:
-        """Some of the answers in batches of at most `rows`, to be trained on."""
-        known = {number: self._reference(number) for number in {i // ROWS for i in chosen}}
-        parts = {number: self._batches[number].split(reference) for number, reference in known.items()}
+        """Some of the answers in batches of at most `rows`, to be trained on; fewer where a backward pass would keep too much."""
         ordered = sorted(chosen)
-        out = []
-        for start in range(0, len(ordered), rows):
-            some = ordered[start:start + rows]
-            out.append(Held(make_batch([self.pairs[i] for i in some], self._model.device), torch.cat([parts[i // ROWS][i % ROWS] for i in some])))
+        out, done = [], 0
+        for some in packed([self.pairs[i] for i in ordered], rows, self._backward_tokens()):
+            own, done = ordered[done:done + len(some)], done + len(some)
+            out.append(Held(make_batch(some, self._model.device), Reference.joined([self._one(i) for i in own])))
         return out
 
-    def _reference(self, number: int) -> torch.Tensor:
-        kept = self._kept[number]
-        if kept is None:
-            with self._adapter.off(), torch.no_grad():
-                kept = finite_logprobs(self._lower.logits(self._batches[number]))
-        return kept
+    def _one(self, i: int) -> Reference:
+        number, row = self._place[i]
+        places = torch.arange(len(self._batches[number].targets), device=self._model.device)
+        return self._references[number].at(self._batches[number].split(places)[row])
+
+    def _backward_tokens(self) -> int:
+        width = int(self._model.config.get_text_config(decoder=True).hidden_size) * self._model.dtype.itemsize
+        room = HELD_BYTES if self._model.device.type == "cpu" else 4 * HELD_BYTES
+        return int(room // (KEPT_WIDTHS * width * max(self._lower.above, 1)))
+
+
+def packed(pairs: Sequence[Pair], rows: int, tokens: int) -> Iterator[list[Pair]]:
+    """Neighbours together: at most `rows` of them, and no more than `tokens` with the padding; one that is longer is alone."""
+    part: list[Pair] = []
+    longest = 0
+    for pair in pairs:
+        length = len(pair[0]) + len(pair[1])
+        if part and (len(part) == rows or max(longest, length) * (len(part) + 1) > tokens):
+            yield part
+            part, longest = [], 0
+        part.append(pair)
+        longest = max(longest, length)
+    if part:
+        yield part

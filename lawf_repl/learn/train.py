@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +24,9 @@ from lawf_repl.learn.basis import Moments, aim, penalty
 from lawf_repl.learn.batch import Batch, Pair, make_batch
 from lawf_repl.learn.conflicts import check_cases
 from lawf_repl.learn.lower import Lower
-from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, make_target, token_kl
-from lawf_repl.learn.pool import Held, Pool
+from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, marks
+from lawf_repl.learn.pool import KEPT_BYTES, Held, Pool
+from lawf_repl.learn.reference import Compared, Reference, compare
 from lawf_repl.learn.solve import Solver
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
@@ -41,11 +43,15 @@ BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 o
 
 
 @dataclass
-class _Prepared:
+class Prepared:
     """What is fixed before the loop."""
 
-    batch: Batch
-    target: Target
+    batch: Batch         # N tokens of the accepted answers, M of them anchors
+    places: torch.Tensor  # (M,) where the anchors are
+    rest: torch.Tensor   # (N - M,) where the other tokens are
+    reference: Reference  # of the others
+    target: Target       # of the anchors alone: M tokens
+    weight: torch.Tensor  # (N,) that the objective's value is averaged with
     must: torch.Tensor   # (N,) positions whose top-1 has to be the accepted token
     pool: Pool           # what may be held
     watch: Pool          # what is only looked at
@@ -53,28 +59,39 @@ class _Prepared:
     lower: Lower
 
 
+class Standing(NamedTuple):
+    """What one forward over the accepted answers gave."""
+
+    states: torch.Tensor    # (N, H), from which gradients go on
+    own: torch.Tensor       # (M, H) the anchors' states, where the head's graph begins
+    logprobs: torch.Tensor  # (M, V) at the anchors
+    others: Compared        # N - M tokens
+    top: torch.Tensor       # (N,) most probable tokens
+
+
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
           stop: Stop = lambda: False, watch: Sequence[Pair] = (), started: float | None = None,
-          hold: Sequence[Pair] = ()) -> Generator[TrainStep, None, TrainingResult]:
+          hold: Sequence[Pair] = (), way: type[Loop] | None = None) -> Generator[TrainStep, None, TrainingResult]:
     """Train `adapter` on `cases`, holding the base's answers to `replay` prompts; yields each step, returns how it ended.
 
     The drift of a step is that of the `watch` prompts, which nothing is trained on. Time counts from `started`, where something
     was prepared before. Answers to `hold` prompts are part of the objective from the start, not only once they moved. Ends when
     all anchors hold (a hard one at --target-p, a weak preference near its goal), every top-1 that has to is the accepted token
     and no replay answer moved ("converged"), when the objective falls no further without that ("plateau"), at settings.max_steps, at
-    settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept.
+    settings.max_seconds, or when `stop()` is true; in each case the best weights so far are kept. `way` is another way to
+    minimise, for a comparison.
     Raises TrainingError without anchors, or where anchors contradict each other.
     """
     check_cases(cases)
     started = time.monotonic() if started is None else started
     with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
-        loop = _Loop(adapter, _prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
+        loop = (way or Loop)(adapter, _prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
         loop.hold(hold)
         reason: StopReason = yield from loop.run(stop)
         return loop.finish(reason)
 
 
-def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> _Prepared:
+def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> Prepared:
     model = adapter.base
     batch = make_batch([(case.prompt_ids, case.completion_ids) for case in cases], model.device)
     own = {tuple(case.prompt_ids) for case in cases}
@@ -82,18 +99,36 @@ def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wa
     seen = held or [(case.prompt_ids, case.completion_ids) for case in cases]  # with nothing to hold, their own inputs give the units
     moments = Moments(adapter, sum(len(prompt) + len(answer) for prompt, answer in seen), settings.seed)
     lower = Lower(adapter)
+    places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
+    rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
     with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(batch.mask):
-        reference = finite_logprobs(lower.logits(batch))
-    pool = Pool(adapter, held, lower, moments)
-    target = make_target(reference, batch.lengths, [case.anchors for case in cases])
+        states = lower.states(batch)
+    reference = Reference.of(lower.head, states[rest], 4 * len(rest) * lower.head.vocabulary <= KEPT_BYTES)
+    target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
+                    weight[places])
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
-    must = reference.argmax(-1) == batch.targets
-    must[target.anchors] = target.hard
-    return _Prepared(batch, target, must, pool, Pool(adapter, watch, lower), moments, lower)
+    must = torch.empty_like(batch.targets, dtype=torch.bool)
+    must[rest] = compare(lower.head, states[rest], reference).top == batch.targets[rest]
+    must[places] = target.hard
+    pool = Pool(adapter, held, lower, moments)
+    return Prepared(batch, places, rest, reference, target, weight, must, pool, Pool(adapter, watch, lower), moments, lower)
+
+
+def stand(prepared: Prepared, slope: bool = False) -> Standing:
+    """The adapted model beside the base, as the weights are now."""
+    states = prepared.lower.states(prepared.batch)
+    head = prepared.lower.head
+    others = compare(head, states[prepared.rest], prepared.reference, slope)
+    own = states[prepared.places].detach().requires_grad_(slope)
+    with torch.set_grad_enabled(slope):
+        logprobs = finite_logprobs(head.logits(own))
+    top = torch.empty_like(prepared.batch.targets)
+    top[prepared.rest], top[prepared.places] = others.top, logprobs.detach().argmax(-1)
+    return Standing(states, own, logprobs, others, top)
 
 
 @dataclass
-class _Reading:
+class Reading:
     """Where the anchors stand at one set of weights."""
 
     anchor_p: torch.Tensor  # (M,) p of the chosen token
@@ -111,10 +146,12 @@ class _Reading:
         return self.fixed and bool(self.reached.all())
 
 
-class _Loop:
-    """The state of one training run."""
+class Loop:
+    """The state of one training run. What the bench compares with overrides a method each: `solver`, `aim`, `anchor_losses`."""
 
-    def __init__(self, adapter: Adapter, prepared: _Prepared, settings: Settings, started: float) -> None:
+    iterations = ITERATIONS
+
+    def __init__(self, adapter: Adapter, prepared: Prepared, settings: Settings, started: float) -> None:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
         everything = adapter.parameters()
         goal = max(settings.goal_p, 1 - (1 - settings.target_p) / BEYOND)  # a goal below the target would end short of it
@@ -122,7 +159,7 @@ class _Loop:
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:
-            aim(adapter, prepared.moments, self._anchor_loss, settings.seed)
+            self.aim()
             self.trained, self.pull = adapter.outward(), settings.pull
         self.start = [parameter.detach().clone() for parameter in self.trained]
         self.cases = len(prepared.batch.lengths)
@@ -140,7 +177,7 @@ class _Loop:
     def run(self, stop: Stop) -> Generator[TrainStep, None, StopReason]:
         settings, rounds = self.settings, self.settings.rounds
         while True:
-            solver = Solver(self.trained, self._evaluate)
+            solver = self.solver()
             loss, reading = solver.here()
             iterations = still = 0
             while True:
@@ -155,7 +192,7 @@ class _Loop:
                 loss, reading = solver.step()
                 self.steps, iterations = self.steps + 1, iterations + 1
                 still = still + 1 if before - loss < STILL else 0
-                if (still or iterations >= ITERATIONS) if reading.holds else still >= PATIENCE:
+                if (still or iterations >= self.iterations) if reading.holds else still >= PATIENCE:
                     break
             self._keep(reading)
             ended: StopReason | None = None
@@ -173,20 +210,22 @@ class _Loop:
         """Put the best weights in place and say how it ended."""
         if self.best:
             self.adapter.restore(self.best[1])
-        logprobs = self._frozen_logprobs()
-        reading = read(logprobs, self.prepared, self.settings)
+        with torch.no_grad():
+            standing = stand(self.prepared)
+        reading = read(standing, self.prepared, self.settings)
         if reason == "converged" and not reading.holds:
             reason = "plateau"
         missed = tuple(int(i) for i in (~reading.reached).nonzero()[:, 0])
-        loss = float(lawf_loss(logprobs, self.prepared.target))
+        ready = self.prepared
+        loss = float((standing.others.kl * ready.weight[ready.rest]).sum() + lawf_loss(standing.logprobs, ready.target))
         return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
-    def _step(self, loss: float, reading: _Reading) -> TrainStep:
+    def _step(self, loss: float, reading: Reading) -> TrainStep:
         self._keep(reading)
         p, drift = tuple(reading.anchor_p.tolist()), self.prepared.watch.drift()
         return TrainStep(self.steps, loss, p, drift, time.monotonic() - self.started, reading.fixed, self.round)
 
-    def _keep(self, reading: _Reading) -> None:
+    def _keep(self, reading: Reading) -> None:
         """Remember the weights: of two that hold the later ones, which move less besides; else what breaks least, then what is closest."""
         rank = (True, 0, 0.0) if reading.holds else (False, -reading.wrong, -float(reading.missing.max()))
         if self.best is None or rank >= self.best[0]:
@@ -215,54 +254,67 @@ class _Loop:
         self.held = self.prepared.pool.members(self.active, ROWS)
         return bool(more)
 
-    def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], _Reading]:
+    def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], Reading]:
         """The objective where the weights stand, its gradients, and where the anchors stand."""
-        logprobs = self._logprobs()
-        loss = self._case_loss(logprobs) + self.pull * penalty(self.trained, self.start)
-        total, gradients = float(loss.detach()), list(torch.autograd.grad(loss, self.trained, allow_unused=True))
+        ready = self.prepared
+        standing = stand(ready, slope=True)
+        # Summed, not averaged: in a long answer an anchor weighs as much as in a short one.
+        losses = self.anchor_losses(standing.logprobs).sum()
+        assert standing.others.slope is not None
+        slope = torch.zeros_like(standing.states)
+        slope[ready.rest] = standing.others.slope
+        slope[ready.places] = torch.autograd.grad(losses, standing.own)[0]
+        total = float(losses.detach() + standing.others.kl.sum())
+        gradients = self._behind(standing.states, slope)
         for held in self.held:
-            loss = token_kl(held.reference, finite_logprobs(self.prepared.lower.logits(held.batch))).sum()
-            total += float(loss.detach())
-            for i, gradient in enumerate(torch.autograd.grad(loss, self.trained, allow_unused=True)):
-                known = gradients[i]
-                gradients[i] = gradient if known is None else known if gradient is None else known + gradient
-        whole = [torch.zeros_like(p) if g is None else g for p, g in zip(self.trained, gradients, strict=True)]
-        return total, whole, read(logprobs.detach(), self.prepared, self.settings)
+            states = ready.lower.states(held.batch)
+            found = compare(ready.lower.head, states, held.reference, slope=True)
+            total += float(found.kl.sum())
+            gradients = [known + more for known, more in zip(gradients, self._behind(states, found.slope), strict=True)]
+        if self.pull:
+            pulled = self.pull * penalty(self.trained, self.start)
+            total += float(pulled.detach())
+            gradients = [known + more for known, more in zip(gradients, torch.autograd.grad(pulled, self.trained), strict=True)]
+        return total, gradients, read(standing, ready, self.settings)
 
-    def _case_loss(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """Summed, not averaged: in a long answer an anchor weighs as much as in a short one."""
+    def _behind(self, states: torch.Tensor, slope: torch.Tensor | None) -> list[torch.Tensor]:
+        """Gradients of what is trained from those of the final states (N, H)."""
+        found = torch.autograd.grad(states, self.trained, slope, allow_unused=True)
+        return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(self.trained, found, strict=True)]
+
+    def anchor_losses(self, logprobs: torch.Tensor) -> torch.Tensor:
+        """What is lowered at each anchor (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
-        kl = token_kl(target.ref_logprobs, logprobs)
-        kl = kl.index_fill(0, target.anchors, 0.0)
         at = logprobs[target.anchors, target.chosen]  # (M,)
         odds = at - torch.log(-torch.expm1(at.clamp(max=-1e-6)))
-        anchors = torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
-        return kl.sum() + anchors.sum()
+        return torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
+
+    def aim(self) -> None:
+        """Give the adapter its directions."""
+        aim(self.adapter, self.prepared.moments, self._anchor_loss, self.settings.seed)
+
+    def solver(self) -> Solver[Reading]:
+        """What minimises the objective of one round."""
+        return Solver(self.trained, self._evaluate)
 
     def _anchor_loss(self) -> torch.Tensor:
-        target, logprobs = self.prepared.target, self._logprobs()
-        return anchor_kl(logprobs, target).sum()
-
-    @torch.no_grad()
-    def _frozen_logprobs(self) -> torch.Tensor:
-        return self._logprobs()
-
-    def _logprobs(self) -> torch.Tensor:
-        return finite_logprobs(self.prepared.lower.logits(self.prepared.batch))
+        ready = self.prepared
+        states = ready.lower.states(ready.batch)[ready.places]
+        return anchor_kl(finite_logprobs(ready.lower.head.logits(states)), ready.target).sum()
 
 
-def read(logprobs: torch.Tensor, prepared: _Prepared, settings: Settings) -> _Reading:
-    """Where the anchors stand, from the adapted model's log-probabilities (N, V)."""
-    target = prepared.target
+def read(standing: Standing, prepared: Prepared, settings: Settings) -> Reading:
+    """Where the anchors stand."""
+    target, logprobs = prepared.target, standing.logprobs.detach()
     at = logprobs[target.anchors, target.chosen]  # (M,)
     p = at.exp()
-    wrong = int((logprobs.argmax(-1) != prepared.batch.targets)[prepared.must].sum())
+    wrong = int((standing.top != prepared.batch.targets)[prepared.must].sum())
     if bool(target.hard.all()):
-        return _Reading(p, -at, p >= settings.target_p, wrong)
+        return Reading(p, -at, p >= settings.target_p, wrong)
     goal = target.anchor_goal
     kl, far = anchor_kl(logprobs, target), (p - goal).abs() / goal
     near = (far <= NEAR) & (kl <= SOFT_KL)
-    return _Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= settings.target_p, near), wrong)
+    return Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= settings.target_p, near), wrong)
 
 
 @torch.no_grad()
@@ -274,9 +326,9 @@ def cut_back(adapter: Adapter, cases: Sequence[Case], settings: Settings) -> tup
     prepared = _prepare(adapter, cases, (), (), settings)
     weights = adapter.snapshot()
 
-    def reading(scale: float) -> _Reading:
+    def reading(scale: float) -> Reading:
         adapter.restore(weights, scale)
-        return read(finite_logprobs(prepared.lower.logits(prepared.batch)), prepared, settings)
+        return read(stand(prepared), prepared, settings)
 
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):

@@ -1,0 +1,211 @@
+"""Figures of generating: decoding against transformers and against the memory, a correction against reading the prefix again, long prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+
+from lawf_repl.bench.figures import REPEATS, Figure, interleaved, timed
+from lawf_repl.bench.models import Subject
+from lawf_repl.engine.base import Engine
+from lawf_repl.engine.decode import Decoder, Sampling
+from lawf_repl.measure.prompts import demo_probes
+from lawf_repl.records import Token
+from lawf_repl.session import Session
+
+TEXT = "What is the capital of Australia? It is a town that was made for it, between the two that wanted to be. "
+PROMPT, ANSWER = 200, 30  # tokens before a correction
+DECODED = {"demo": 256, "135m": 64, "0.6b": 32}
+LONG = (1000, 2000, 4000, 8000)
+LONG_ANSWER = 300
+READ_BYTES = 2**29  # far more than any cache holds
+QUESTION, RIGHT = "What is the capital of Australia?", "The capital of Australia is Canberra."
+GENERATE = f"transformers {transformers.__version__} generate()"
+
+
+@contextmanager
+def endless(engine: Engine) -> Iterator[None]:
+    """Inside, no token ends an answer: all answers are as long as asked for."""
+    ends, engine.end_ids = engine.end_ids, frozenset()
+    try:
+        yield
+    finally:
+        engine.end_ids = ends
+
+
+def prompt_of(engine: Engine, length: int) -> list[int]:
+    """An ordinary text as `length` ids."""
+    ids = engine.tokenizer.encode(TEXT)
+    return (ids * (length // len(ids) + 1))[:length]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given; on a CPU there is nothing to wait for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def write(engine: Engine, prompt: list[int], count: int) -> list[Token]:
+    """An answer of `count` tokens as a user gets it, from an empty cache."""
+    tokens = list(Decoder(engine).generate(prompt, (), Sampling(count)))
+    assert len(tokens) == count
+    return tokens
+
+
+def write_plainly(model: Any, prompt: list[int], count: int) -> list[int]:
+    """The same by transformers: greedy, ids only."""
+    ids = torch.tensor([prompt], device=model.device)
+    model.generation_config.eos_token_id = None  # what a call leaves out is taken from there
+    config = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
+    with torch.no_grad():
+        out: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt):].tolist()
+    assert len(out) == count
+    return out
+
+
+def decode_figures(subject: Subject) -> Iterator[Figure]:
+    """Tokens per second with everything recorded: against generate() without, and against the time that reading the weights takes."""
+    engine = subject.engine
+    count = DECODED.get(subject.shape or "demo", 64) if engine.device.type == "cpu" else LONG_ANSWER
+    prompt = prompt_of(engine, 32)
+    with endless(engine):
+        seconds = beside(engine, subject.peer(), prompt, count)
+        yield Figure(f"decode with statistics, {engine.name}", count / seconds["ours"], count / seconds["theirs"], "tokens/s", GENERATE,
+                     1.5 if subject.is_demo else None, "higher", note=f"{len(prompt)} + {count} tokens, greedy, the prompt's reading included")
+        weights = weight_bytes(engine.model)
+        if weights < READ_BYTES / 2:
+            return  # a processor's cache holds a part of it: its memory is not what limits it
+        seconds = interleaved({"ours": lambda: per_token(engine, prompt, count), "theirs": reading(engine)})
+        yield Figure(f"decode with statistics, {engine.name}", 1 / seconds["ours"], 1 / seconds["theirs"] / weights, "tokens/s",
+                     f"{weights / 1e9:.2f} GB of weights over {1e-9 / seconds['theirs']:.1f} GB/s", 0.8 if engine.device.type == "cpu" else 0.6,
+                     "higher", note=f"{torch.get_num_threads()} threads; memory read by a matrix-vector product of {READ_BYTES >> 20} MiB, best of 3")
+
+
+def beside(engine: Engine, peer: Any, prompt: list[int], count: int) -> dict[str, float]:
+    """Seconds of an answer, ours and the peer's."""
+    return interleaved({"ours": timed(lambda: write(engine, prompt, count)), "theirs": timed(lambda: write_plainly(peer, prompt, count))})
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the weights that a step of one token reads: all but an embedding that is not the head too, of which it reads a row."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    unread = embedding.weight.nbytes if head is None or head.weight is not embedding.weight else 0
+    return int(sum(parameter.nbytes for parameter in model.parameters()) - unread)
+
+
+def per_token(engine: Engine, prompt: list[int], count: int) -> float:
+    """Seconds per token of an answer, without the reading of the prompt."""
+    tokens = Decoder(engine).generate(prompt, (), Sampling(count + 1))
+    next(tokens)
+    began = time.perf_counter()
+    assert sum(1 for _ in tokens) == count
+    return (time.perf_counter() - began) / count
+
+
+def reading(engine: Engine) -> Callable[[], float]:
+    """A run that gives the seconds per byte that reading memory takes: a matrix of the model's dtype times a vector, the best of three."""
+    dtype = engine.model.dtype
+    rows = READ_BYTES // dtype.itemsize // 4096
+    matrix = torch.ones(rows, 4096, dtype=dtype, device=engine.device)
+    vector = torch.ones(4096, dtype=dtype, device=engine.device)
+
+    def once() -> float:
+        synchronize(engine.device)
+        began = time.perf_counter()
+        torch.mv(matrix, vector)
+        synchronize(engine.device)
+        return time.perf_counter() - began
+
+    return lambda: min(once() for _ in range(3)) / matrix.nbytes
+
+
+class Correcting:
+    """Corrections of one answer, again and again, each from the whole answer's cache."""
+
+    def __init__(self, engine: Engine, peer: Any, prompt: int, kept: int) -> None:
+        self.engine, self.peer = engine, peer
+        self.prompt = prompt_of(engine, prompt)
+        self.decoder = Decoder(engine)
+        self.tokens = list(self.decoder.generate(self.prompt, (), Sampling(kept + 10)))
+        self.known = self.tokens[:kept]
+        self.fix = next(one.id for one in self.tokens[kept].alternatives if one.id != self.tokens[kept].id)
+        self.prefix = [*self.prompt, *(token.id for token in self.known), self.fix]
+
+    def ours(self) -> float:
+        """Seconds from a correction of one token behind the kept ones to the first token that the model puts behind it."""
+        self.decoder.logits_at([*self.prompt, *(token.id for token in self.tokens)])  # the answer as it was, in the cache
+        began = time.perf_counter()
+        going_on = self.decoder.generate(self.prompt, [self.fix], Sampling(len(self.known) + 2), known=self.known)
+        assert len(list(going_on)) == 2
+        return time.perf_counter() - began
+
+    @torch.no_grad()
+    def theirs(self) -> float:
+        """Seconds to the same token by reading everything before it again."""
+        began = time.perf_counter()
+        out = self.peer(input_ids=torch.tensor([self.prefix], device=self.peer.device), use_cache=True, logits_to_keep=1)
+        int(out.logits[0, -1].argmax())
+        return time.perf_counter() - began
+
+
+def correction_figures(subject: Subject) -> Iterator[Figure]:
+    """The wait for the first token after a correction, against reading the prefix again."""
+    engine = subject.engine
+    with endless(engine):
+        correcting = Correcting(engine, subject.peer(), PROMPT, ANSWER)
+        seconds = interleaved({"ours": correcting.ours, "theirs": correcting.theirs})
+    yield Figure(f"first token after a correction at {PROMPT} + {ANSWER} tokens, {engine.name}", seconds["ours"], seconds["theirs"], "s",
+                 "reading the prefix again", 0.12, note="with the statistics of the fix and of the token behind it")
+
+
+def prompt_figures(subject: Subject) -> Iterator[Figure]:
+    """Long prompts, of a random model: how the time per token grows, and what a correction behind a long answer takes."""
+    if subject.shape is None:
+        return
+    engine = subject.engine
+    first = 0.0
+    with endless(engine):
+        for length in LONG:
+            prompt = prompt_of(engine, length)
+            seconds = timed(lambda prompt=prompt: write(engine, prompt, 1))() / length  # type: ignore[misc]
+            first = first or seconds
+            if length != LONG[0]:
+                yield Figure(f"reading a prompt of {length} tokens, per token, {engine.name}", seconds, first, "s", f"one of {LONG[0]} tokens",
+                             repeats=1)
+        correcting = Correcting(engine, subject.peer(), LONG[-1], LONG_ANSWER)
+        correcting.ours()
+        yield Figure(f"first token after a correction at {LONG[-1]} + {LONG_ANSWER} tokens, {engine.name}", correcting.ours(), correcting.theirs(),
+                     "s", "reading the prefix again", repeats=1)
+
+
+def reply_figures(subject: Subject) -> Iterator[Figure]:
+    """Seconds from accepting a corrected answer to the adapted model's own, of the demo model: training and one answer."""
+    if not subject.is_demo:
+        return
+    engine = subject.engine
+    probes = demo_probes(engine)
+
+    def once() -> float:
+        session = Session(engine, subject.settings, probes)
+        for source in (session.ask(QUESTION), session.want(RIGHT)):
+            for _ in source:
+                pass
+        try:
+            began = time.perf_counter()
+            session.accept()
+            for _ in session.train():
+                pass
+            assert session.rerun()[0].fixed
+            return time.perf_counter() - began
+        finally:
+            session.reset_adapter()
+
+    yield Figure(f"accept to adapted reply, {engine.name}", interleaved({"ours": once})["ours"], 1.0, "s", "one second", 6.0,
+                 note=f"{REPEATS} trainings of the same correction, its {len(probes.replay)} replay prompts answered before")

@@ -1,0 +1,98 @@
+"""A model taken apart behind its decoder: the final hidden states of the positions that matter, and the logits that follow from them.
+
+A hidden state takes a hundredth of the memory of its logits where the vocabulary is large, and is as good, because the head is
+frozen. The head is the model's own forward with the decoder's answer put in its place: whatever it scales, caps or multiplies
+there stays. That is tried once; where the logits come out otherwise, the states are the logits themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.utils.generic import ModelOutput
+
+from lawf_repl.engine.cache import uncached
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import Batch, completion_logits, forward
+
+TRIAL = 8     # tokens that it is tried on
+CLOSE = 0.01  # mean difference of the logits, as a share of their spread: rounding in half precision; what is wrong is off by more
+NOT_APART = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)  # what a model that works otherwise raises
+
+
+class Head:
+    """What a model does behind its decoder. States are (N, H); where the model cannot be taken apart, they are logits (N, V)."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._model = adapter.base
+        decoder = getattr(self._model, "base_model", None)
+        inside = {id(module) for module in decoder.modules()} if isinstance(decoder, torch.nn.Module) and decoder is not self._model else set()
+        # a LoRA on the head itself makes its logits hang on more than the states
+        self._decoder: Any = decoder if inside and all(id(layer) in inside for layer in adapter.layers().values()) else None
+        self._answer: Callable[..., Any] = ModelOutput
+        self.vocabulary = self._try()  # V
+
+    @property
+    def apart(self) -> bool:
+        """Whether states are less than logits."""
+        return self._decoder is not None
+
+    def states(self, batch: Batch) -> torch.Tensor:
+        """What the logits of each completion token follow from (N, H)."""
+        if self._decoder is None:
+            return completion_logits(self._model, batch)
+        inner = self._decoder.forward
+        seen: list[torch.Tensor] = []
+
+        def narrowed(*given: Any, **more: Any) -> Any:
+            out = inner(*given, **more)
+            self._answer = type(out)
+            hidden = out["last_hidden_state"]
+            seen.append(hidden[batch.rows, batch.columns])
+            return self._answer(last_hidden_state=hidden[:1, :1].detach())  # the head is run apart; here on one position
+
+        with replaced(self._decoder, narrowed):
+            forward(self._model, batch)
+        return seen[0]
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Logits (n, V) of states (n, H)."""
+        if self._decoder is None:
+            return states
+        ids = torch.zeros(1, len(states), dtype=torch.long, device=self._model.device)
+        with replaced(self._decoder, lambda *given, **more: self._answer(last_hidden_state=states[None])):
+            logits: torch.Tensor = self._model(input_ids=ids, **uncached(self._model)).logits[0]
+        return logits
+
+    @torch.no_grad()
+    def _try(self) -> int:
+        ids = torch.arange(TRIAL, device=self._model.device)[None] % int(self._model.config.get_text_config(decoder=True).vocab_size)
+        place = torch.arange(TRIAL, device=ids.device)
+        batch = Batch(ids, torch.ones_like(ids), torch.zeros_like(place), place, ids[0], (TRIAL,))
+        whole = completion_logits(self._model, batch)
+        if self._decoder is not None:
+            try:
+                off = torch.nan_to_num((self.logits(self.states(batch)) - whole).float())
+                good = bool(off.abs().mean() <= CLOSE * torch.nan_to_num(whole.float(), neginf=0.0).std())
+            except NOT_APART:
+                good = False
+            if not good:
+                self._decoder = None
+        return int(whole.shape[-1])
+
+
+@contextmanager
+def replaced(module: Any, new: Callable[..., Any]) -> Iterator[None]:
+    """A module's forward replaced inside the block; of a model spread over devices it may be replaced already."""
+    own = module.__dict__.get("forward")
+    module.forward = new
+    try:
+        yield
+    finally:
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -957,9 +958,15 @@ def recorded_settings(settings: Settings) -> dict[str, Any]:
     return values | {"template_args": dict(settings.template_args)}
 
 
+@cache
+def _version(name: str) -> str:
+    """Of an installed library; each look-up reads its files."""
+    return metadata.version(name)
+
+
 def opening_note(engine: Engine, settings: Settings) -> dict[str, Any]:
     """The first event of a session, and of going on with one: with which software, on which device, under which settings."""
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in LIBRARIES}
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
     return {"text": f"recorded with lawf {__version__}, " + ", ".join(f"{name} {number}" for name, number in versions.items()), "what": "opened",
             "versions": versions, "device": engine.device.type, "weights_sha256": weights_sha256(engine.model),
             "settings": recorded_settings(settings)}

@@ -27,6 +27,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: the threads 
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """Tests write tens of thousands of events, and no power cut is among them: what a killed process wrote is there without a sync too.
+
+    That each event is synced before append returns is held in test_store.py, which puts its own fsync in place of this one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The one test that takes minutes goes first, so that the other worker has the rest."""
     items.sort(key=lambda item: "every_planted_mistake" not in item.name)

@@ -149,10 +149,11 @@ def one_session(engine: Engine, data: st.DataObject, seen: Counter[str], folder:
     path = folder / f"{seen['sessions']}.jsonl"
     seen["sessions"] += 1
     session.save(str(path))
-    saved = [event for event in store.load(path).events if event["type"] == "completion"]
+    events = store.load(path).events
+    saved = [event for event in events if event["type"] == "completion"]
     assert [store.completion_from_json({key: event[key] for key in ("prompt_ids", "tokens", "finish", "timing", "text")}) for event in saved] \
         == [node.completion for node in session.nodes]
-    for event, node in zip((event for event in store.load(path).events if event["type"] == "correction"),
+    for event, node in zip((event for event in events if event["type"] == "correction"),
                            (node for node in session.nodes if node.correction), strict=True):
         assert store.correction_from_json(event) == node.correction and event["node"] == node.id and event["parent"] == node.parent
 

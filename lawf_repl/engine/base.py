@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +141,15 @@ class Engine:
         config = self.model.config.to_dict()
         for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(volatile, None)
-        backend = getattr(self.tokenizer.hub, "backend_tokenizer", None)
-        tokenizer = backend.to_str() if backend is not None else json.dumps(self.tokenizer.hub.get_vocab(), sort_keys=True)
         return {"id": self.name, "revision": self.revision or "",
-                "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)), "tokenizer_sha256": _sha256(tokenizer),
+                "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)), "tokenizer_sha256": self._tokenizer_sha256,
                 "template_sha256": _sha256(str(self.tokenizer.hub.chat_template or "")), "dtype": self.dtype}
+
+    @cached_property
+    def _tokenizer_sha256(self) -> str:
+        """Writing a tokenizer of a large vocabulary out takes a third of a second."""
+        backend = getattr(self.tokenizer.hub, "backend_tokenizer", None)
+        return _sha256(backend.to_str() if backend is not None else json.dumps(self.tokenizer.hub.get_vocab(), sort_keys=True))
 
     def _find_end_ids(self, tokenizer: Any) -> frozenset[int]:
         found: set[int] = set()

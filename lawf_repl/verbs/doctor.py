@@ -100,9 +100,10 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
 
 def _writable(path: Path) -> bool:
     """Whether a file or folder could be written, or made where it is missing."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0))
+    if path.exists():
+        return os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0))
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
 def _terminal(theme: Theme, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -107,12 +107,13 @@ def _writable(path: Path) -> bool:
 
 
 def _terminal(theme: Theme, environ: Mapping[str, str]) -> dict[str, Any]:
-    encoding = getattr(sys.stdout, "encoding", None) or "none"
+    output = sys.__stdout__  # sys.stdout is a stand-in while a spinner turns
+    encoding = output.encoding if output is not None else "none"
     try:
         unicode = bool("›·↵豆".encode(encoding))
     except (LookupError, UnicodeEncodeError):
         unicode = False
-    size = os.get_terminal_size(sys.stdout.fileno()) if is_terminal(sys.stdout) else None
-    return {"input": is_terminal(sys.stdin), "output": is_terminal(sys.stdout), "TERM": environ.get("TERM", ""),
+    size = os.get_terminal_size(output.fileno()) if output is not None and output.isatty() else None
+    return {"input": is_terminal(sys.stdin), "output": size is not None, "TERM": environ.get("TERM", ""),
             "columns": size.columns if size else None, "rows": size.lines if size else None, "encoding": encoding, "unicode": unicode,
             "colours": theme.colour, "background": theme.tone, "plain": theme.plain}

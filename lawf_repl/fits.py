@@ -11,11 +11,12 @@ Use = Literal["generate", "train"]
 BYTES = {"float32": 4, "bfloat16": 2}  # of one number
 # Memory at its peak, as a share of that of the weights and beside it; the base is its own reference, so the weights are there once.
 # Measured on a 135M model in float32 on a CPU, 163 tokens of prompt and 100 of answer: 1.14 times the weights to generate, 2.16 times
-# to train, which is 1.6 times and 0.3 GB. 1.6 is also what `lawf bench speed` holds the training of a 0.6B model to.
+# to train, which is 1.6 times and 0.3 GB. 1.6 is also the goal that was set for a 0.6B model.
 RATIO: dict[Use, float] = {"generate": 1.2, "train": 1.6}
 BESIDE: dict[Use, int] = {"generate": 0, "train": 300_000_000}  # activations and logits of short texts
 SIZES = (135_000_000, 600_000_000, 1_700_000_000, 4_000_000_000, 8_000_000_000, 14_000_000_000, 32_000_000_000, 70_000_000_000)
-FORMULA = f"parameters x bytes of a number (float32 4, bfloat16 2) x {RATIO['generate']:g} to generate, x {RATIO['train']:g} + {BESIDE['train'] / 1e9:g} GB to train"
+FORMULA = f"parameters x bytes of a number (float32 4, bfloat16 2) x {RATIO['generate']:g} to generate, " \
+          f"x {RATIO['train']:g} + {BESIDE['train'] / 1e9:g} GB to train"
 
 
 @dataclass(frozen=True)

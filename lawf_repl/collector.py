@@ -21,3 +21,11 @@ def paused() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+def settle() -> None:
+    """Never look again through what there is now: right behind an import, where nothing is garbage yet.
+
+    It makes the end of the process shorter, too, by a second of processor time where torch and transformers were loaded.
+    """
+    gc.freeze()

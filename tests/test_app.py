@@ -99,6 +99,16 @@ def test_ctrl_c_while_the_base_still_answers_trains_nothing(pipe: PipeInput, mon
     assert "train" not in session.calls and "nothing was trained; /train goes on" in shown and "bye" in shown
 
 
+def test_an_answer_that_stands_is_told_once(pipe: PipeInput) -> None:
+    told: list[int] = []
+    session = FakeSession()
+    with create_app_session(input=pipe, output=DummyOutput()):
+        pipe.send_text("one\rqtwo\rq\x04")
+        run_repl(lambda report: session, first_prompt=None, intro=None, options=Options(history=False),
+                 console=Console(file=io.StringIO(), width=100, color_system=None), answered=lambda: told.append(len(session.nodes)))
+    assert told == [1] and session.calls == ["ask one", "ask two"]
+
+
 def test_first_prompt_stands_ready(pipe: PipeInput) -> None:
     session = FakeSession()
     code, shown = run(pipe, "\rq\x04", session, first="你是谁？")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from lawf_repl.ui.doctor import doctor_view
 from lawf_repl.ui.port import SessionPort
 from lawf_repl.ui.theme import Theme
 from lawf_repl.verbs import doctor
-from lawf_repl.verbs.doctor import NEEDED, NOT_INSTALLED, OPTIONAL, examine
+from lawf_repl.verbs.doctor import NEEDED, NOT_INSTALLED, OPTIONAL, _terminal, examine
 from lawf_repl.verbs.repl import Shelf
 
 FIELDS = ["versions", "optional", "devices", "threads", "fits", "model", "folders", "terminal", "problems"]
@@ -87,7 +88,7 @@ def test_faults_are_named_and_exit_with_1(capsys: pytest.CaptureFixture[str], mo
     for part in ("peft is not installed", f"sessions: {tmp_path} cannot be written", "ascii", "device cuda was asked for"):
         assert any(part in problem for problem in found["problems"]), part
     assert main(["doctor", "--plain", "--sessions", str(tmp_path)]) == 1
-    assert "cannot be written" in capsys.readouterr().out
+    assert "cannot be written" in " ".join(capsys.readouterr().out.split())
 
 
 def _version(name: str, missing: str) -> str:
@@ -129,6 +130,17 @@ def test_an_accelerator_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch
 
 def _busy() -> tuple[int, int]:
     raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+
+@pytest.mark.parametrize(("encoding", "unicode"), [("utf-8", True), ("ascii", False), ("cp1252", False)])
+def test_the_terminal_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch, encoding: str, unicode: bool) -> None:
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    monkeypatch.setattr(sys, "stdout", object())  # as a spinner leaves it: no encoding, no isatty
+    found = _terminal(Theme(), {"TERM": "xterm"})
+    assert (found["encoding"], found["unicode"], found["output"], found["columns"], found["TERM"]) == (encoding, unicode, False, None, "xterm")
+    assert list(found) == list(doctor_terminal(Theme()))
+    monkeypatch.setattr(sys, "__stdout__", None)
+    assert not _terminal(Theme(), {})["unicode"]
 
 
 def test_folders_that_cannot_be_made_are_not_writable(tmp_path: Path) -> None:

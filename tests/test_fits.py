@@ -12,7 +12,7 @@ from lawf_repl.fits import BYTES, RATIO, SIZES, Use, fits_text, largest, needed,
 @given(st.integers(0, 2**44), st.sampled_from(sorted(BYTES)), st.sampled_from(sorted(RATIO)))
 def test_the_largest_size_is_the_last_that_fits(free: int, dtype: str, use: Use) -> None:
     most = largest(free, dtype, use)
-    assert needed(most, dtype, use) <= free + 1 and needed(most + 2, dtype, use) > free
+    assert needed(most + 2, dtype, use) > free and (needed(most, dtype, use) <= free + 1 if most else free < needed(2, dtype, use))
 
 
 @given(st.integers(0, 2**44), st.integers(0, 2**44))
@@ -25,7 +25,7 @@ def test_more_memory_never_fits_less(one: int, other: int) -> None:
 def test_the_rows_are_the_formula() -> None:
     fits = {(fit.parameters, fit.dtype): fit for fit in what_fits(8 * 10**9)}
     assert len(fits) == len(SIZES) * len(BYTES)
-    assert fits[600_000_000, "float32"].train and fits[600_000_000, "float32"].generate  # 3.84 GB
+    assert fits[600_000_000, "float32"].train and fits[600_000_000, "float32"].generate  # 4.14 GB
     assert not fits[1_700_000_000, "float32"].generate and fits[1_700_000_000, "bfloat16"].train
     assert not any(fit.generate for fit in what_fits(0))
 

@@ -76,6 +76,29 @@ def test_escape_is_not_waited_for(pipe: PipeInput) -> None:
     assert line._prompt.app.ttimeoutlen <= 0.1, "half a second, prompt_toolkit's own, is felt in vi's keys"
 
 
+def test_loading_begins_when_the_prompt_was_drawn(pipe: PipeInput) -> None:
+    drawn: list[str] = []
+
+    class Output(DummyOutput):
+        def write(self, data: str) -> None:
+            drawn.append(data)
+
+    with create_app_session(input=pipe, output=Output()):
+        at: list[str] = []
+
+        def load(report: object) -> FakeSession:
+            at.append("".join(drawn))
+            return FakeSession()
+
+        loader = Loader(load)
+        line = InputLine(loader, Theme(), Status("tiny"), InMemoryHistory())
+        assert at == []
+        pipe.send_text("one\r")
+        assert line.read("") == "one"
+        loader.wait(60)
+    assert loader.done and len(at) == 1 and "›" in at[0]
+
+
 def test_history_is_searched(pipe: PipeInput) -> None:
     assert read(pipe, "\x12capit\r\r", history=("What is the capital of France?", "Hello")) == "What is the capital of France?"
 

@@ -25,7 +25,7 @@ class Terminal:
         self._answered = dict.fromkeys(ANSWERS, 0)
         self._side, child = os.openpty()
         try:
-            self._size()
+            self._prepare()
             self._child = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=dict(environ), start_new_session=True)
         finally:
             os.close(child)
@@ -58,8 +58,12 @@ class Terminal:
         """Send bytes as the keyboard would."""
         os.write(self._side, keys)
 
-    def _size(self) -> None:
+    def _prepare(self) -> None:
+        """Set the size, and the system's echo off: what shows is what the child drew."""
         if sys.platform != "win32":
             import termios
 
             termios.tcsetwinsize(self._side, (ROWS, COLUMNS))
+            modes = termios.tcgetattr(self._side)
+            modes[3] &= ~termios.ECHO
+            termios.tcsetattr(self._side, termios.TCSANOW, modes)

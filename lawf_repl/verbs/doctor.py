@@ -100,18 +100,20 @@ def _installed(names: Iterable[str]) -> dict[str, str]:
 
 def _writable(path: Path) -> bool:
     """Whether a file or folder could be written, or made where it is missing."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0))
+    if path.exists():
+        return os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0))
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
 def _terminal(theme: Theme, environ: Mapping[str, str]) -> dict[str, Any]:
-    encoding = getattr(sys.stdout, "encoding", None) or "none"
+    output = sys.__stdout__  # sys.stdout is a stand-in while a spinner turns
+    encoding = output.encoding if output is not None else "none"
     try:
         unicode = bool("›·↵豆".encode(encoding))
     except (LookupError, UnicodeEncodeError):
         unicode = False
-    size = os.get_terminal_size(sys.stdout.fileno()) if is_terminal(sys.stdout) else None
-    return {"input": is_terminal(sys.stdin), "output": is_terminal(sys.stdout), "TERM": environ.get("TERM", ""),
+    size = os.get_terminal_size(output.fileno()) if output is not None and output.isatty() else None
+    return {"input": is_terminal(sys.stdin), "output": size is not None, "TERM": environ.get("TERM", ""),
             "columns": size.columns if size else None, "rows": size.lines if size else None, "encoding": encoding, "unicode": unicode,
             "colours": theme.colour, "background": theme.tone, "plain": theme.plain}

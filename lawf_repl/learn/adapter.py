@@ -217,6 +217,8 @@ def _injected(model: Any, targets: list[str], settings: Settings, name: str) -> 
             peft = get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(f"{type(model).__name__} cannot carry a LoRA: {first_line(error)}") from error
+    for own in peft.peft_config.values():
+        own.base_model_name_or_path = name  # peft puts the folder there that the model was read from
     found = sorted(path.removeprefix("base_model.model.").removesuffix(".lora_A") for path, _ in peft.named_modules() if path.endswith(".lora_A"))
     if found == sorted(targets):
         return peft

@@ -167,7 +167,7 @@ class TrainingResult:
     stop_reason: StopReason
     loss: float
     anchor_p: tuple[float, ...]        # after scaling
-    scale: float                       # what the LoRA was shrunk to, 1 is unshrunk
+    scale: float                       # what the finished LoRA was multiplied by
     unreachable: tuple[int, ...] = ()  # indices of anchors that did not reach the target
 
 

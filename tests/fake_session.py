@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class FakeSession:
         self.notes: list[str] = []
         self.ahead: list[Node] = []
         self.pause, self.steps = pause, steps
+        self.interrupt_at: int | None = None  # the token of an answer, or the step of a training, at which Ctrl-C is pressed
         self.turns = 0
         self.place: Path | None = None
         self.unsaved = ""
@@ -88,9 +90,15 @@ class FakeSession:
             time.sleep(self.pause)
             done.append(token)
             yield token
+            self._interrupt(len(done))
         completion = Completion((1, 2), tuple(done), "eos" if finished else "interrupted")
         self.node = Node(len(self.nodes), self.node.id if self.node else None, completion, correction, fix_positions=fixed)
         self.nodes.append(self.node)
+
+    def _interrupt(self, at: int) -> None:
+        if at == self.interrupt_at:
+            self.interrupt_at = None
+            signal.raise_signal(signal.SIGINT)
 
     @property
     def turn(self) -> int:
@@ -252,6 +260,7 @@ class FakeSession:
                 reason = "interrupted"
                 break
             time.sleep(self.pause)
+            self._interrupt(number)
             p = number / self.steps
             yield TrainStep(number, 2.0 / number ** 1.5, tuple(min(0.99, p) for _ in range(count)), 0.0004 * p * (2 - p), number * 0.05,
                             p > 0.5)

@@ -57,11 +57,12 @@ def test_ask_fix_accept_train(pipe: PipeInput) -> None:
     code, shown = run(pipe, "What is the capital of Australia?\rcCanberra\rat/save mine.jsonl\r\x04", session)
     assert code == 0
     assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
-    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "accepted: 1 prompt", "converged", "[-Sydney-]",
+    for expected in ("at 5  ·Sydney → ·Canberra", "The capital of Australia is Canberra.", "base says", "converged", "[-Sydney-]",
                      "{+Canberra+}",
                      "not measured", "Fixed: the prompt now gives the accepted answer by itself", "session saved in mine.jsonl", "bye"):
         assert expected in shown, expected
-    places = [shown.index(word) for word in ("accepted", "training", "[-Sydney-]", "reliability", "Fixed:")]
+    assert "/train trains" not in shown, "no advice to do what is being done"
+    places = [shown.index(word) for word in ("base says", "training", "[-Sydney-]", "reliability", "Fixed:")]
     assert places == sorted(places)
 
 
@@ -122,9 +123,9 @@ def test_plain_says_once_what_stands_and_where_it_is_unsure(pipe: PipeInput) -> 
     assert "·Canberra 30.0% at 5" in shown and shown.count("/fix POSITION TEXT") == 1 and "answer view" not in shown
 
 
-def test_an_unfinished_answer_goes_on(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_answer_goes_on(pipe: PipeInput) -> None:
     session = FakeSession()
-    monkeypatch.setattr(session, "follow_up", interrupted_at(session.follow_up, 5))
+    session.interrupt_at = 5
     _, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\r/append\r/quit\r", session, plain=True)
     assert "stopped before its end: /append goes on" in shown and session.calls[-1].startswith("go_on")
 
@@ -210,36 +211,26 @@ def test_anchors_are_counted_once_wherever_one_goes(pipe: PipeInput, monkeypatch
         counts.append(repl.status.anchors)
 
     monkeypatch.setattr(Repl, "_count", counted)
-    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/quit\r", session)
-    assert len(session.cases) == 1 and counts[0] == 0 and set(counts[1:]) == {1}
+    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/goto 0\rcPerth\rq/quit\r", session)
+    assert len(session.cases) == 1 and len(session.anchors()) == 1, "another correction of the same answer would take the place of the accepted one"
+    assert counts[0] == 0 and set(counts[1:]) == {1}
 
 
-def interrupted_at(verb: Callable[..., Iterator[Any]], count: int) -> Callable[..., Iterator[Any]]:
-    """A verb of a session during which Ctrl-C is pressed, behind its `count`-th item: a clock would hit another moment on a slow machine."""
-    def begun(*arguments: Any) -> Iterator[Any]:
-        for number, item in enumerate(verb(*arguments), 1):
-            yield item
-            if number == count:
-                signal.raise_signal(signal.SIGINT)
-    return begun
-
-
-def test_control_c_keeps_what_was_generated(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
     session = FakeSession()
-    monkeypatch.setattr(session, "follow_up", interrupted_at(session.follow_up, 5))
+    session.interrupt_at = 5
     code, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\rq\x04", session)
     assert code == 0 and session.node is not None and session.node.completion.finish == "interrupted"
     assert "one two" in shown and "twelve" not in shown
 
 
 @pytest.mark.parametrize(("answer", "kept", "compared"), [("\r", True, True), ("d\r", False, False), ("\x03", True, False)])
-def test_control_c_in_training_asks_what_to_keep_and_twice_goes_to_the_prompt(
-        pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, answer: str, kept: bool, compared: bool) -> None:
+def test_control_c_in_training_asks_what_to_keep_and_twice_goes_to_the_prompt(pipe: PipeInput, answer: str, kept: bool, compared: bool) -> None:
     session = FakeSession(steps=200)
     list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
     session.accept()
-    monkeypatch.setattr(session, "train", interrupted_at(session.train, 3))
+    session.interrupt_at = 9
     code, shown = run(pipe, f"/train\r{answer}\x04", session)
     assert code == 0 and "interrupted" in shown and session.adapter_on == kept
     assert ("discarded" in shown) != kept and ("rerun" in session.calls) == compared and ("kept: /compare" in shown) == (kept and not compared)
@@ -277,9 +268,10 @@ def test_any_prompt_is_compared_and_probes_are_added(pipe: PipeInput) -> None:
         assert expected in shown, expected
 
 
-def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
+def test_until_the_first_token_a_spinner_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     file = io.StringIO()
-    console = Console(file=file, width=60, force_terminal=True)
+    console = Console(file=file, width=60, force_terminal=True, color_system="truecolor")
 
     def tokens(stop: Callable[[], bool]) -> Iterator[Token]:
         seen("reading the prompt")
@@ -297,7 +289,7 @@ def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
 
 
 def test_a_long_correction_stays_on_its_line(pipe: PipeInput) -> None:
-    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=60)
+    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=44)
     line = next(line for line in shown.splitlines() if "✎" in line)
     after = shown.splitlines()[shown.splitlines().index(line) + 1]
     assert line.endswith("…") and after.startswith("  The capital"), shown
@@ -319,11 +311,12 @@ def test_own_keys_are_used_in_the_view(pipe: PipeInput) -> None:
 def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     session, commands = FakeSession(), []
     real = subprocess.Popen
-    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there'); print('  ' + 'x' * 200)",
-               "import os, time; os.kill(os.getppid(), 2); time.sleep(60)"]  # Ctrl-C, as soon as it runs
+    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there'); print('  ' + 'x' * 200)", "import time; time.sleep(60)"]
 
     def started(command: list[str], **keywords: Any) -> Any:
         commands.append(command)
+        if len(commands) == 2:
+            signal.raise_signal(signal.SIGINT)
         return real([sys.executable, "-c", program[len(commands) - 1], command[4]], **keywords)
 
     monkeypatch.setattr("lawf_repl.ui.exporting.subprocess.Popen", started)

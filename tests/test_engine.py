@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from lawf_repl.engine import base
 from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.engine.threads import choose_threads
 from lawf_repl.errors import ModelError, NothingToFix, PromptError, UsageError
+from lawf_repl.export.peft import base_of
 from lawf_repl.session import Session
 from tests.conftest import make_tiny_model
 from tests.tokenizer_zoo import END_TOKENS, ZOO
@@ -154,6 +157,22 @@ def test_a_quantized_model_is_corrected_like_any_other(bits: str) -> None:
     for _ in session.train():
         pass
     assert session.rerun()[0].fixed
+
+
+def test_a_hub_model_is_known_by_its_commit_wherever_its_branch_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the cache of a downloaded model, as huggingface_hub lays it out."""
+    cache, first, second = tmp_path / "models--me--demo", "a" * 40, "b" * 40
+    for commit in (first, second):
+        shutil.copytree(base.DEMO_MODEL, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(second)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    engine = load_engine(Settings(model="me/demo", offline=True))
+    assert engine.fingerprint()["revision"] == second and base_of(engine, None, None).revision == second
+    assert base_of(load_engine(Settings(model="me/demo", offline=True, revision=first)), None, first).revision == first
+    folder = load_engine(Settings(model=str(base.DEMO_MODEL)))
+    assert folder.fingerprint()["revision"] == "" and base_of(folder, None, None).revision is None and load_engine(Settings()).revision is None
 
 
 def test_a_small_model_on_a_cpu_gets_one_thread_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -90,7 +91,8 @@ def test_an_adapter_that_half_precision_undoes_is_not_for_vllm_and_peft_says_so(
     tensors = load_file(weak / "adapter_model.safetensors")
     save_file({name: weight * (0.002 if "lora_B" in name else 1) for name, weight in tensors.items()}, weak / "adapter_model.safetensors")
     code, said, _ = lawf(capsys, "export", weak, tmp_path / "out", "--format", "vllm")
-    assert code == 1 and "computing in bfloat16 undoes the fix" in said and not (tmp_path / "out").exists()
+    assert code == 1 and "computing in bfloat16 undoes the fix: export it as merged with --dtype float32, or train" in said
+    assert not (tmp_path / "out").exists()
     code, said, _ = lawf(capsys, "export", weak, tmp_path / "out", "--format", "peft")
     assert code == 0 and "note: in bfloat16 load_adapter" in said and "computing in bfloat16 undoes the fix: serve it in float32" in said
     code, said, _ = lawf(capsys, "export", fixed_session, tmp_path / "good", "--format", "vllm")
@@ -194,12 +196,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(format_: str, full: str, fix
 def test_an_interrupt_between_the_two_renames_brings_back_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     out.write_text("old")
-    real: Any = Path.rename
+    real = os.rename
 
     def rename(source: Path, target: Path) -> None:
         if ".lawf-partial-" in str(source):
             raise KeyboardInterrupt
-        real(Path(source), target)
+        real(source, target)
 
     monkeypatch.setattr("lawf_repl.export.place.os.rename", rename)
     with pytest.raises(KeyboardInterrupt), placed(out, force=True) as staging:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from prompt_toolkit.output import DummyOutput
 from rich.cells import cell_len
 from rich.console import Console
 
-from lawf_repl.config import FIELDS
+from lawf_repl.config import FIELDS, Settings
 from lawf_repl.records import Progress
 from lawf_repl.session import AT_START
 from lawf_repl.ui import work
@@ -30,6 +32,7 @@ from lawf_repl.ui.line import InputLine, Status, toolbar_text
 from lawf_repl.ui.render import progress_text
 from lawf_repl.ui.terminal import Loader
 from lawf_repl.ui.theme import Theme
+from lawf_repl.verbs.repl import Shelf
 from tests.fake_session import FakeSession
 
 
@@ -65,6 +68,12 @@ def test_vi_keys_are_there_from_the_start_or_after_f4(pipe: PipeInput) -> None:
     assert read(pipe, "one two\x1bbcwone\r", vi=True) == "one one"
     assert read(pipe, "one two\x1bOS\x1bbcwone\r") == "one one", "F4"
     assert read(pipe, "ab\x1bOS\x01x\r", vi=True) == "xab", "and back: Ctrl-A is the line's start"
+
+
+def test_escape_is_not_waited_for(pipe: PipeInput) -> None:
+    with create_app_session(input=pipe, output=DummyOutput()):
+        line = InputLine(Loader(lambda report: FakeSession()), Theme(), Status("tiny"), InMemoryHistory(), True)
+    assert line._prompt.app.ttimeoutlen <= 0.1, "half a second, prompt_toolkit's own, is felt in vi's keys"
 
 
 def test_history_is_searched(pipe: PipeInput) -> None:
@@ -108,6 +117,18 @@ def test_arguments_are_completed_with_what_they_mean(tmp_path: Path) -> None:
     for typed, names in (("", {"nice name", "other"}), ("nice n", {"nice name"}), ("x", set())):
         assert {item.text for item in saved.get_completions(Document(f"/load {typed}"), CompleteEvent())} == names
     assert offers(f"/adapter on {tmp_path}/mi") == {}
+
+
+def test_saved_sessions_are_offered_newest_first_and_broken_ones_left_out(tmp_path: Path) -> None:
+    examples = Path(__file__).parent.parent / "sessions"
+    for age, (name, source) in enumerate((("older", "fact"), ("newer", "identity"))):
+        shutil.copy(examples / f"{source}.jsonl", tmp_path / f"{name}.jsonl")
+        os.utime(tmp_path / f"{name}.jsonl", (1000 + age, 1000 + age))
+    (tmp_path / "broken.jsonl").write_text("{")
+    shelf = Shelf(tmp_path, Settings(), frozenset())
+    assert [name for name, _ in shelf.names()] == ["newer", "older"] and "Australia" in shelf.names()[1][1]
+    (tmp_path / "newer.jsonl").unlink()
+    assert [name for name, _ in shelf.names()] == ["older"] and not Shelf(tmp_path / "none", Settings(), frozenset()).names()
 
 
 def test_settings_that_can_be_set_are_those_that_have_an_effect() -> None:

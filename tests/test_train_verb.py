@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import pytest
 from lawf_repl.cli import main
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
+from lawf_repl.errors import TrainingError
+from lawf_repl.export.source import read_source
 from lawf_repl.session import open_session
+from lawf_repl.verbs.train import refuse_other, same_base
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 AUSTRALIA = ("What is the capital of Australia?", "The capital of Australia is Canberra.")
@@ -87,6 +91,18 @@ def test_sessions_of_different_bases_are_refused_by_name(demo_engine: Engine, sa
     said = refused(capsys, one, two)
     assert f"{one} was made on lawf-demo" in said and f"{two} on {folder}" in said and "config and tokenizer" in said
     assert "is not the base of" in refused(capsys, one, "--model", folder)
+
+
+def test_a_base_of_other_weights_is_another_base_though_all_else_is_equal(demo_engine: Engine, save: Save) -> None:
+    one = read_source(save(demo_engine, "one.jsonl", AUSTRALIA), with_adapter=False)
+    other = replace(one, weights="0" * 64)
+    same_base([one, one])
+    refuse_other(one, demo_engine)
+    with pytest.raises(TrainingError, match="another weights"):
+        same_base([one, other])
+    with pytest.raises(TrainingError, match="another weights"):
+        refuse_other(other, demo_engine)
+    same_base([one, replace(other, base=one.base | {"dtype": "bfloat16"})])  # a hash of another number type says nothing
 
 
 def test_what_cannot_be_trained_is_refused_before_any_work(demo_engine: Engine, save: Save, tmp_path: Path,

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -44,11 +45,12 @@ RESERVED = frozenset({"tokenize", "add_generation_prompt", "continue_final_messa
 class Engine:
     """One loaded model: weights, tokenizer, template and what follows from them. Holds no conversation."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, template_args: Sequence[tuple[str, Any]] = ()) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, template_args: Sequence[tuple[str, Any]] = (), revision: str | None = None) -> None:
         self.model = model.eval()
         self.end_ids = self._find_end_ids(tokenizer)
         self.tokenizer = HubTokenizer(tokenizer, self.end_ids)
         self.name = name
+        self.revision = revision
         self.template_args = dict(template_args)
         for key in self.template_args:
             if key in RESERVED or key.startswith("return_"):
@@ -139,7 +141,7 @@ class Engine:
         config = self.model.config.to_dict()
         for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(volatile, None)
-        return {"id": self.name, "revision": str(getattr(self.model.config, "_commit_hash", None) or ""),
+        return {"id": self.name, "revision": self.revision or "",
                 "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)), "tokenizer_sha256": self._tokenizer_sha256,
                 "template_sha256": _sha256(str(self.tokenizer.hub.chat_template or "")), "dtype": self.dtype}
 
@@ -219,7 +221,16 @@ def _load(source: str, name: str, device: torch.device, common: dict[str, Any], 
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     choose_threads(model)
     lay_out(model)
-    return Engine(model, tokenizer, name, settings.template_args)
+    return Engine(model, tokenizer, name, settings.template_args, commit_of(source, common))
+
+
+def commit_of(source: str, common: dict[str, Any]) -> str | None:
+    """The commit that a hub model was loaded from, as the cache has it: a branch moves on. None for a folder."""
+    try:
+        file = try_to_load_from_cache(source, "config.json", revision=common.get("revision"))
+    except ValueError:  # a path
+        return None
+    return Path(file).parent.name if isinstance(file, str) and not os.path.isdir(source) else None
 
 
 def quiet() -> None:

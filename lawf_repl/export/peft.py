@@ -30,7 +30,7 @@ def base_of(engine: Engine, named: str | None, revision: str | None) -> Base:
     """The base as an export names it: `named` where it was given, else the hub id or the folder that was loaded."""
     found = Path(engine.name).expanduser()
     folder = DEMO_MODEL if engine.name == DEMO_NAME else found if found.is_dir() else None
-    commit = getattr(engine.model.config, "_commit_hash", None) or revision
+    commit = engine.revision or revision
     if named:
         return Base(named, revision if folder else commit, named, None, engine.dtype)
     if folder is not None:

@@ -29,7 +29,7 @@ from lawf_repl.learn.adapter import Adapter
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
 BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
-NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files",
+NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files, where its list of models has LoRA for this architecture",
            "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: see the Modelfile"}
 
 
@@ -134,7 +134,7 @@ def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, 
     trials = make_trials(engine, adapter, source, FEW if whole else MOST)
     file = write_reference(engine, adapter, trials, work, sum(len(trial.accepted_ids) for trial in trials) * len(trials) if whole else ROWS)
     place = place_of(engine)
-    commit = getattr(engine.model.config, "_commit_hash", None) or settings.revision
+    commit = engine.revision or settings.revision
     return Live(tuple(trials), file, tuple(sorted(engine.end_ids)), engine.tokenizer.decode, engine.dtype, str(engine.device), place,
                 None if Path(place).is_dir() else commit, settings)
 
@@ -183,7 +183,8 @@ def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -
     release(job.engine)
     served = vllm.served_dtype(live, stored) if for_vllm else stored  # transformers and vLLM take that of the files by themselves
     other = None if served == live or job.live.settings.quantize else served
-    found = verify_adapter(job.live, staging, dead, other)
+    instead = "export it as merged with --dtype float32" if for_vllm else f"serve it in {live}"
+    found = verify_adapter(job.live, staging, dead, other, instead)
     if other and not for_vllm and len(found) > 1 and not found[-1].ok:  # the commands and the card name the number type that holds
         job.notes.append(f"in {other} {found.pop().detail}")
     _check(have, found)

@@ -25,6 +25,7 @@ KEPT_WIDTHS = 24          # of a token in a layer, in hidden sizes: norms, queri
 class Held:
     """One batch of answers with the base's distributions."""
 
+    pairs: tuple[Pair, ...]
     batch: Batch
     reference: Reference  # N tokens
 
@@ -68,8 +69,12 @@ class Pool:
         out, done = [], 0
         for some in packed([self.pairs[i] for i in ordered], rows, self._backward_tokens()):
             own, done = ordered[done:done + len(some)], done + len(some)
-            out.append(Held(make_batch(some, self._model.device), Reference.joined([self._one(i) for i in own])))
+            out.append(Held(tuple(some), make_batch(some, self._model.device), Reference.joined([self._one(i) for i in own])))
         return out
+
+    def fits(self, pairs: Sequence[Pair]) -> bool:
+        """Whether one backward pass has room for all of them."""
+        return max(len(prompt) + len(answer) for prompt, answer in pairs) * len(pairs) <= self._backward_tokens()
 
     def _one(self, i: int) -> Reference:
         number, row = self._place[i]

@@ -39,6 +39,8 @@ STILL = 1e-3          # an iteration that lowers the objective by less, in nats,
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short
 MOST, AT_MOST = 8, 64  # answers that a round adds to the objective for each case, and for all: thirty cases move more than one does
 ROWS = 16             # held answers in one backward pass
+STRETCHES = 1.5, 1.25  # of the finished LoRA, the first at which
+STAYED = 0.1          # nats is the most that any answer of the pool moves
 BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
 
 
@@ -46,6 +48,7 @@ BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 o
 class Prepared:
     """What is fixed before the loop."""
 
+    pairs: list[Pair]        # of the cases
     batch: Batch         # N tokens of the accepted answers, M of them anchors
     places: torch.Tensor  # (M,) where the anchors are
     rest: torch.Tensor   # (N - M,) where the other tokens are
@@ -93,10 +96,11 @@ def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], setti
 
 def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> Prepared:
     model = adapter.base
-    batch = make_batch([(case.prompt_ids, case.completion_ids) for case in cases], model.device)
+    pairs: list[Pair] = [(case.prompt_ids, case.completion_ids) for case in cases]
+    batch = make_batch(pairs, model.device)
     own = {tuple(case.prompt_ids) for case in cases}
     held = [pair for pair in replay if tuple(pair[0]) not in own]  # what is corrected is not held
-    seen = held or [(case.prompt_ids, case.completion_ids) for case in cases]  # with nothing to hold, their own inputs give the units
+    seen = held or pairs  # with nothing to hold, their own inputs give the units
     moments = Moments(adapter, sum(len(prompt) + len(answer) for prompt, answer in seen), settings.seed)
     lower = Lower(adapter)
     places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
@@ -111,12 +115,12 @@ def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wa
     must[rest] = compare(lower.head, states[rest], reference).top == batch.targets[rest]
     must[places] = target.hard
     pool = Pool(adapter, held, lower, moments)
-    return Prepared(batch, places, rest, reference, target, weight, must, pool, Pool(adapter, watch, lower), moments, lower)
+    return Prepared(pairs, batch, places, rest, reference, target, weight, must, pool, Pool(adapter, watch, lower), moments, lower)
 
 
-def stand(prepared: Prepared, slope: bool = False) -> Standing:
-    """The adapted model beside the base, as the weights are now."""
-    states = prepared.lower.states(prepared.batch)
+def stand(prepared: Prepared, slope: bool = False, states: torch.Tensor | None = None) -> Standing:
+    """The adapted model beside the base, as the weights are now; `states` (N, H) where a forward gave them already."""
+    states = prepared.lower.states(prepared.batch) if states is None else states
     head = prepared.lower.head
     others = compare(head, states[prepared.rest], prepared.reference, slope)
     own = states[prepared.places].detach().requires_grad_(slope)
@@ -165,6 +169,7 @@ class Loop:
         self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []
         self.held: list[Held] = []
+        self.together: Batch | None = None  # the cases and the first batch of what is held
         self.steps, self.round = 0, 1
         self.best: tuple[tuple[bool, int, float], Weights] | None = None
 
@@ -172,7 +177,7 @@ class Loop:
         """Make these answers of the pool part of the objective."""
         prompts = {tuple(prompt) for prompt, _ in pairs}
         self.active = [i for i, (prompt, _) in enumerate(self.prepared.pool.pairs) if tuple(prompt) in prompts]
-        self.held = self.prepared.pool.members(self.active, ROWS)
+        self._hold_active()
 
     def run(self, stop: Stop) -> Generator[TrainStep, None, StopReason]:
         settings, rounds = self.settings, self.settings.rounds
@@ -207,9 +212,10 @@ class Loop:
             self.round += 1
 
     def finish(self, reason: StopReason) -> TrainingResult:
-        """Put the best weights in place and say how it ended."""
+        """Put the best weights in place, stretched where nothing else moves, and say how it ended."""
         if self.best:
             self.adapter.restore(self.best[1])
+        scale = self._stretch(self.best[1]) if self.best and reason == "converged" else 1.0
         with torch.no_grad():
             standing = stand(self.prepared)
         reading = read(standing, self.prepared, self.settings)
@@ -218,7 +224,20 @@ class Loop:
         missed = tuple(int(i) for i in (~reading.reached).nonzero()[:, 0])
         ready = self.prepared
         loss = float((standing.others.kl * ready.weight[ready.rest]).sum() + lawf_loss(standing.logprobs, ready.target))
-        return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
+        return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), scale, missed)
+
+    @torch.no_grad()
+    def _stretch(self, weights: Weights) -> float:
+        """Scale the LoRA up where every answer of the pool stays as it is: what is above the target carries over to paraphrases."""
+        ready = self.prepared
+        if not (ready.pool.pairs and bool(ready.target.hard.all())) or self.adapter.from_file:
+            return 1.0
+        for scale in STRETCHES:
+            self.adapter.restore(weights, scale)
+            if read(stand(ready), ready, self.settings).holds and max(ready.pool.moved()) <= STAYED:
+                return scale
+        self.adapter.restore(weights)
+        return 1.0
 
     def _step(self, loss: float, reading: Reading) -> TrainStep:
         self._keep(reading)
@@ -249,15 +268,24 @@ class Loop:
         worst = sorted(range(len(moved)), key=lambda i: -moved[i])
         more = [i for i in worst if moved[i] > self.settings.hold and i not in self.active][:min(MOST * self.cases, AT_MOST)]
         self.active += more
-        for gone in self.held:
-            self.prepared.lower.forget(gone.batch)
-        self.held = self.prepared.pool.members(self.active, ROWS)
+        self._hold_active()
         return bool(more)
+
+    def _hold_active(self) -> None:
+        """Make the batches of what is held. The first goes through the model with the cases where both are small: a pass costs more than its rows."""
+        ready = self.prepared
+        for gone in [*(held.batch for held in self.held), *([] if self.together is None else [self.together])]:
+            ready.lower.forget(gone)
+        self.held, self.together = ready.pool.members(self.active, ROWS), None
+        pairs = [*ready.pairs, *(self.held[0].pairs if self.held else ())]
+        if self.held and len(ready.pairs) <= ROWS and ready.pool.fits(pairs):
+            self.together = make_batch(pairs, ready.batch.ids.device)
 
     def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], Reading]:
         """The objective where the weights stand, its gradients, and where the anchors stand."""
-        ready = self.prepared
-        standing = stand(ready, slope=True)
+        ready, held, count = self.prepared, self.held, len(self.prepared.batch.targets)
+        together = ready.lower.states(self.together) if self.together is not None else None
+        standing = stand(ready, slope=True, states=None if together is None else together[:count])
         # Summed, not averaged: in a long answer an anchor weighs as much as in a short one.
         losses = self.anchor_losses(standing.logprobs).sum()
         assert standing.others.slope is not None
@@ -265,10 +293,16 @@ class Loop:
         slope[ready.rest] = standing.others.slope
         slope[ready.places] = torch.autograd.grad(losses, standing.own)[0]
         total = float(losses.detach() + standing.others.kl.sum())
-        gradients = self._behind(standing.states, slope)
-        for held in self.held:
-            states = ready.lower.states(held.batch)
-            found = compare(ready.lower.head, states, held.reference, slope=True)
+        if together is None:
+            gradients = self._behind(standing.states, slope)
+        else:
+            found = compare(ready.lower.head, together[count:], held[0].reference, slope=True)
+            assert found.slope is not None
+            total, held = total + float(found.kl.sum()), held[1:]
+            gradients = self._behind(together, torch.cat([slope, found.slope]))
+        for some in held:
+            states = ready.lower.states(some.batch)
+            found = compare(ready.lower.head, states, some.reference, slope=True)
             total += float(found.kl.sum())
             gradients = [known + more for known, more in zip(gradients, self._behind(states, found.slope), strict=True)]
         if self.pull:
@@ -286,7 +320,8 @@ class Loop:
         """What is lowered at each anchor (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
         at = logprobs[target.anchors, target.chosen]  # (M,)
-        odds = at - torch.log(-torch.expm1(at.clamp(max=-1e-6)))
+        others = logprobs[target.anchors].scatter(1, target.chosen[:, None], -torch.inf).logsumexp(-1)  # exact where 1 - p rounds to nothing
+        odds = at - others
         return torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
 
     def aim(self) -> None:

@@ -315,7 +315,7 @@ class Repl:
     def _count(self, session: SessionPort) -> None:
         """Anchors so far: of the accepted answers, and of the answer that stands, which may take the place of one of them."""
         anchors = {case.prompt_ids: len(case.anchors) for case in session.cases}
-        if session.node is not None and not self._is_accepted(session) and (here := session.anchors()):
+        if session.node is not None and (here := session.anchors()):
             anchors[session.node.completion.prompt_ids] = len(here)
         self.status.anchors = sum(anchors.values())
 

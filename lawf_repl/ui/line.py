@@ -53,6 +53,7 @@ class InputLine:
             editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
             cursor=DynamicCursorShapeConfig(lambda: ModalCursorShapeConfig() if get_app().editing_mode is EditingMode.VI else None))
         self._prompt.app.after_render += lambda application: loader.begin()
+        self._prompt.app.ttimeoutlen = 0.05  # Esc counts at once, as vi's users expect; what Alt sends comes in one piece
 
     def read(self, default: str) -> str:
         """One prompt or command. Raises KeyboardInterrupt, and EOFError also where the model could not be loaded."""

@@ -25,7 +25,7 @@ from lawf_repl.ui.render import bar, percent, shorten, token_look
 from lawf_repl.ui.theme import Theme, probability_look
 
 MENU_ROWS = 9
-NOTE_ROWS = 3
+NOTE_ROWS = 4
 # The keys under the view. Where they do not fit, those with the highest number are left out, each as a whole.
 Hint = tuple[int, str]
 HINTS: dict[str, tuple[Hint, ...]] = {
@@ -74,13 +74,14 @@ def hint(mode: str, keys: Keymap = DEFAULT, width: int = 80) -> str:
 
 def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
     """Keys and what they do, a line each."""
-    return [("  ".join(keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names), meaning) for names, meaning in HELPED]
+    rows = [([keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names], meaning) for names, meaning in HELPED]
+    return [("  ".join(shown[0].split() if len(shown) == 1 else shown), meaning) for shown, meaning in rows]
 
 
 def draw(picker: Picker) -> list[Row]:
     """The whole view as rows of (look, text), each no wider than the terminal; text is safe to show."""
     below = _below(picker)
-    notes = [[Cell("accent", f"  {line}")] for line in folded(visible(picker.note), picker.width - 4)[:NOTE_ROWS]] if picker.note else []
+    notes = _notes(picker)
     room = max(3, picker.height - len(below) - max(len(notes), 1) - 2)
     answer = _answer_rows(picker)
     line = len(answer) - 1 if picker.mode == "go_on" else picker.place()[0]
@@ -89,6 +90,14 @@ def draw(picker: Picker) -> list[Row]:
     mode = "unfinished" if picker.mode == "go_on" and picker.unfinished else picker.mode
     last = [[Cell("quiet", "  " + hint(mode, picker.keys, picker.width - 3))]]
     return [_clip(row, picker.width - 1) for row in (*answer[top:top + room], where, *below, *(notes or last))]
+
+
+def _notes(picker: Picker) -> list[Row]:
+    """What the view has to say, in a few lines at most."""
+    lines = folded(visible(picker.note), picker.width - 4) if picker.note else []
+    if len(lines) > NOTE_ROWS:
+        lines[NOTE_ROWS - 1:] = [shorten(" ".join(lines[NOTE_ROWS - 1:]), picker.width - 4)]
+    return [[Cell("accent", f"  {line}")] for line in lines]
 
 
 def _answer_rows(picker: Picker) -> list[Row]:
@@ -243,7 +252,7 @@ def run_picker(picker: Picker, theme: Theme, mouse: bool = True) -> Action:
                                  wrap_lines=False, always_hide_cursor=True, dont_extend_height=True)),
             key_bindings=_bindings(press, picker.keys), style=theme.prompt_toolkit(), full_screen=False, erase_when_done=True,
             mouse_support=mouse)
-        application.timeoutlen, application.ttimeoutlen = 0.3, 0.05
+        application.timeoutlen, application.ttimeoutlen = 0.1, 0.05
         try:
             return application.run(pre_run=lambda: decide(None))  # what it wants to know from the start
         except EOFError:

@@ -22,7 +22,7 @@ def correction_text(before: Node, after: Node, theme: Theme) -> Text:
     line = Text()
     if correction is None:
         return line
-    if not correction.ids:  # an unfinished answer went on by itself
+    if correction.kind == "go_on" and not correction.ids:  # an unfinished answer went on by itself
         return line.append(f"at {correction.position}  ", theme.rich("quiet")).append("went on")
     start, new_tokens, old_tokens = correction.position, after.completion.tokens, before.completion.tokens
     stop = start + 1

@@ -23,7 +23,7 @@ from lawf_repl.ui.terminal import Interruptible, Loader
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
 
-REDRAWS = 12  # of a live view, in a second, by a thread of its own: what it waits for may take long
+REDRAWS, PANEL_REDRAWS = 12, 4  # of answer and training, in a second, by a thread of its own: what it waits for may take long
 SAY_SECONDS = 2.0  # between two lines of a training where nothing may move
 
 
@@ -136,7 +136,7 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
                     least = percent(min(step.anchor_p, default=1.0)).strip()
                     console.print(Text(f"step {step.step}  {step.seconds:.1f} s  loss {step.loss:.3g}  least anchor p {least}"))
         else:
-            with Live(get_renderable=panel, console=console, transient=True, refresh_per_second=REDRAWS):
+            with Live(get_renderable=panel, console=console, transient=True, refresh_per_second=PANEL_REDRAWS):
                 for step in session.train(stop):
                     steps.append(step)
     result = session.training

@@ -17,6 +17,7 @@ from lawf_repl.export.place import check_place
 from lawf_repl.export.run import Exported, Order, export
 from lawf_repl.export.source import Known, Source, read_source
 from lawf_repl.learn.conflicts import conflicts
+from lawf_repl.measure.answers import weights_sha256
 from lawf_repl.measure.prompts import load_probes
 from lawf_repl.measure.scorecard import Question, answer_text, measure
 from lawf_repl.records import Rerun, Scorecard, TrainingResult
@@ -67,7 +68,8 @@ def run_train(options: argparse.Namespace, settings: Settings) -> int:
             return 130
     assert session.adapter is not None and session.training is not None
     recipe = {name: getattr(session.settings, name) for name in RECIPE} | {"rank": session.adapter.rank_of(next(iter(session.adapter.layers())))}
-    source = Source(order.out, None, engine.fingerprint(), tuple(one for _, one in known), recipe, trained.card)
+    source = Source(order.out, None, engine.fingerprint(), tuple(one for _, one in known), recipe, trained.card, weights=weights_sha256(engine.model),
+                    template_args=engine.template_args)
     trained.exported = export(engine, session.adapter, source, order, chosen)
     if settings.json:
         print_json(trained_json(trained))
@@ -93,6 +95,8 @@ def same_base(sources: Sequence[Source]) -> None:
     first = sources[0]
     for other in sources[1:]:
         differ = [key.removesuffix("_sha256") for key in SAME if first.base.get(key) != other.base.get(key)]
+        comparable = first.weights and other.weights and first.base.get("dtype") == other.base.get("dtype")  # the hash is of one number type
+        differ += ["weights"] if comparable and first.weights != other.weights else []
         if differ:  # the same model from two places has two names
             raise TrainingError(f"two sessions have different bases: {first.path} was made on {first.base.get('id')}, {other.path} on "
                                 f"{other.base.get('id')} (another {' and '.join(differ)}); one adapter is for one base: train them apart")
@@ -102,6 +106,8 @@ def refuse_other(source: Source, engine: Engine) -> None:
     """Raise TrainingError where the model that was loaded is not the sessions' base."""
     found = engine.fingerprint()
     differ = [key.removesuffix("_sha256") for key in SAME if source.base.get(key) and source.base[key] != found[key]]
+    comparable = source.weights and source.base.get("dtype") == engine.dtype
+    differ += ["weights"] if comparable and source.weights != weights_sha256(engine.model) else []
     if differ:
         raise TrainingError(f"{engine.name} is not the base of {source.path}: another {' and '.join(differ)}; name the right one with --model")
 

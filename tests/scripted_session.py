@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,8 @@ def main(folder: Path, count: int, seed: int) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork
     chance, board = random.Random(seed), Board()
     engine = tiny()
+    with tempfile.TemporaryDirectory() as first:  # what is imported and compiled on the way is so once, and not in every child
+        script(Session(tiny(), SETTINGS), Path(first), "first", lambda phase: None)
     by_phase: list[list[int]] = []
     seconds: dict[int, float] = {}  # of each phase, by its number in the script: from the first run, which nobody kills
     for number in range(count + 1):

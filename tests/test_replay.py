@@ -253,7 +253,7 @@ def test_what_hangs_on_an_adapter_that_was_never_saved_is_said_in_one_line(fact:
     row = again(fact, demo_engine)
     assert row.ok and row.after_matches is None
     assert [note for note in row.notes if "not checked" in note] == [
-        "not checked: lines 21 and 23, whose adapter was not saved before lawf ended; --retrain makes it again"]
+        "not checked: lines 21, 22 and 23, whose adapter was not saved before lawf ended; --retrain makes it again"]
 
 
 @pytest.mark.parametrize("id_", [10**30, 5000, -1])

@@ -20,7 +20,7 @@ from lawf_repl.learn.conflicts import conflicts
 from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.pool import Pool
 from lawf_repl.learn.train import cut_back, train
-from lawf_repl.measure.probes import ProbeSet, base_answers, measure_drift
+from lawf_repl.measure.probes import base_answers, measure_drift
 from lawf_repl.measure.scorecard import measure
 from lawf_repl.records import Anchor, Case, TrainingResult, TrainStep
 from tests.conftest import make_tiny_model
@@ -71,24 +71,6 @@ def test_it_converges_with_room_and_can_be_cut_back_to_just_what_the_anchor_need
     adapter.restore(weights, 0.98)  # any less and the target is missed
     assert adapter.base(input_ids=torch.tensor([[*france.prompt_ids, *france.completion_ids]])).logits[
         0, len(france.prompt_ids) + france.anchors[0].position - 1].softmax(-1)[france.anchors[0].chosen_id] < 0.95
-
-
-def test_it_is_stretched_only_where_no_answer_of_the_pool_moves(
-        adapter: Adapter, france: Case, demo_engine: Engine, demo_probe_set: ProbeSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, replay = adapter.snapshot(), demo_probe_set.replay[:8]
-    settings = replace(SETTINGS, rounds=2)
-    monkeypatch.setattr(learn_train, "STAYED", 1e9)
-    _, widest = run(adapter, [france], settings, replay=replay)
-    assert widest.scale in learn_train.STRETCHES
-    stretched = adapter.snapshot()
-    adapter.restore(start)
-    monkeypatch.setattr(learn_train, "STAYED", 0.0)
-    _, none = run(adapter, [france], settings, replay=replay)
-    assert none.scale == 1.0 and none.steps == widest.steps
-    for name, weight in adapter.snapshot().items():
-        assert torch.allclose(stretched[name], weight * widest.scale if "lora_B" in name else weight, atol=1e-7), name
-    adapter.restore(start)
-    assert run(adapter, [france], settings)[1].scale == 1.0, "with nothing to look at nothing is risked"
 
 
 def test_each_way_to_stop_has_its_name(adapter: Adapter, france: Case) -> None:

@@ -39,8 +39,6 @@ STILL = 1e-3          # an iteration that lowers the objective by less, in nats,
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short
 MOST, AT_MOST = 8, 64  # answers that a round adds to the objective for each case, and for all: thirty cases move more than one does
 ROWS = 16             # held answers in one backward pass
-STRETCHES = 1.5, 1.25  # of the finished LoRA, the first at which
-STAYED = 0.1          # nats is the most that any answer of the pool moves
 BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
 
 
@@ -212,10 +210,9 @@ class Loop:
             self.round += 1
 
     def finish(self, reason: StopReason) -> TrainingResult:
-        """Put the best weights in place, stretched where nothing else moves, and say how it ended."""
+        """Put the best weights in place and say how it ended."""
         if self.best:
             self.adapter.restore(self.best[1])
-        scale = self._stretch(self.best[1]) if self.best and reason == "converged" else 1.0
         with torch.no_grad():
             standing = stand(self.prepared)
         reading = read(standing, self.prepared, self.settings)
@@ -224,20 +221,7 @@ class Loop:
         missed = tuple(int(i) for i in (~reading.reached).nonzero()[:, 0])
         ready = self.prepared
         loss = float((standing.others.kl * ready.weight[ready.rest]).sum() + lawf_loss(standing.logprobs, ready.target))
-        return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), scale, missed)
-
-    @torch.no_grad()
-    def _stretch(self, weights: Weights) -> float:
-        """Scale the LoRA up where every answer of the pool stays as it is: what is above the target carries over to paraphrases."""
-        ready = self.prepared
-        if not (ready.pool.pairs and bool(ready.target.hard.all())) or self.adapter.from_file:
-            return 1.0
-        for scale in STRETCHES:
-            self.adapter.restore(weights, scale)
-            if read(stand(ready), ready, self.settings).holds and max(ready.pool.moved()) <= STAYED:
-                return scale
-        self.adapter.restore(weights)
-        return 1.0
+        return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
     def _step(self, loss: float, reading: Reading) -> TrainStep:
         self._keep(reading)

@@ -28,7 +28,6 @@ ANSWER_TOKENS = 96    # of its answer at most
 SAME = 0.5            # share of the turn's tokens that a variation has too, in their order, from which on it may be the same request
 ABOUT = 4             # anchors whose tokens are brought up in other questions, and
 MENTIONS = 4          # places where each of them is
-FITTING = 0.1         # share of the most probable token's probability, below which a question does not go on with a token
 EVEN = 0.25           # of the turns go to all places alike
 SURE = 2              # most probable tokens of a place that are always tried
 UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write,
@@ -120,7 +119,6 @@ def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings
         asking = [i for i, row in enumerate(which) if not prompts[row]]
         if asking:
             p = logits[torch.tensor(asking, device=logits.device)].float().softmax(-1).cpu()
-            p[p < FITTING * p.amax(-1, keepdim=True)] = 0
             for i, id_ in zip(asking, torch.multinomial(p, 1, generator=drawn)[:, 0].tolist(), strict=True):
                 best[i] = id_
         return best

@@ -127,10 +127,10 @@ class Teller:
         result, count = beat.result, len(beat.result.anchor_p)
         line = (f"{result.steps} steps in {result.seconds:.1f} s on {count} anchor{'' if count == 1 else 's'} of {beat.prompts} "
                 f"prompt{'' if beat.prompts == 1 else 's'}; {STOP_REASONS[result.stop_reason]}; loss {result.loss:.2g}")
-        scaled = f"; adapter {'shrunk' if result.scale < 1 else 'stretched'} to {result.scale:.0%}" if result.scale != 1 else ""
+        shrunk = f"; adapter shrunk to {result.scale:.0%}" if result.scale < 1 else ""
         missed = [beat.anchors[index] for index in result.unreachable if 0 <= index < len(beat.anchors)]
         recipe = ", ".join(f"{key} {value}" for key, value in beat.recipe.items())
-        return joined(tag("p", f"{line}{scaled}."), charts(beat),
+        return joined(tag("p", f"{line}{shrunk}."), charts(beat),
                       *(tag("p", "cannot be reached: ", own(token_label(one.chosen)), f" at {one.position}", class_="bad") for one in missed),
                       tag("p", recipe, class_="quiet small") if recipe else None)
 

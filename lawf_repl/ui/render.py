@@ -253,7 +253,7 @@ def _ending(anchors: Sequence[Anchor], result: TrainingResult, theme: Theme) -> 
     weak = result.stop_reason == "converged" and any(anchor.confidence < 1 for anchor in anchors)  # those need not win
     reason = "converged: every anchor reached its goal" if weak else STOP_REASONS[result.stop_reason]
     text = Text(f"{reason} ({result.steps} steps, {result.seconds:.1f} s", theme.rich("title"), overflow="fold")
-    text.append(f", adapter {'shrunk' if result.scale < 1 else 'stretched'} to {result.scale:.0%})" if result.scale != 1 else ")")
+    text.append(f", adapter shrunk to {result.scale:.0%})" if result.scale < 1 else ")")
     for index in result.unreachable:
         if index < len(anchors):
             missed = "not reached" if result.stop_reason == "interrupted" else "cannot be reached"

@@ -44,7 +44,7 @@ class PlainSteps:
         self._own = [vars(module) for module in modules]
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary = decoder.rotary_emb
-        self._norm, self._head = _norm(decoder.norm), _projection(model.lm_head)
+        self._norm, self.head = _norm(decoder.norm), _projection(model.lm_head)
         self._layers = [(_norm(layer.input_layernorm), _projection(attention.q_proj), _projection(attention.k_proj), _projection(attention.v_proj),
                          *(_norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")),
                          attention.scaling, _projection(attention.o_proj), _norm(layer.post_attention_layernorm),
@@ -58,8 +58,8 @@ class PlainSteps:
         return not any(self._hooks) and not any("forward" in own for own in self._own) and all(
             list(now.values()) == then for now, then in self._children)
 
-    def __call__(self, ids: list[int], keep: int, cache: DynamicCache) -> torch.Tensor:
-        """Logits (keep, V) of the last `keep` of `ids` (n, few) behind what is in `cache`, which has them then too."""
+    def __call__(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
+        """Final hidden states (n, H) of `ids` (n, few) behind what is in `cache`, which has them then too; `head` makes logits (n, V) of them."""
         layers = cast(list[RoomyLayer], cache.layers)
         start, n = layers[0].get_seq_length(), len(ids)
         weight, width = self._embedding, self._width
@@ -81,7 +81,7 @@ class PlainSteps:
             x = x + o_proj(seen[0].transpose(0, 1).reshape(n, -1))
             h = behind(x)
             x = x + down(act(gate(h)) * up(h))
-        return self._head(self._norm(x[n - keep:]))
+        return self._norm(x)
 
     def _angles(self, start: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (n, 1, D) for positions from `start` on; the sines with the sign that half of them is used with."""

@@ -20,7 +20,7 @@ from lawf_repl.session import Session
 
 TEXT = "What is the capital of Australia? It is a town that was made for it, between the two that wanted to be. "
 PROMPT, ANSWER = 200, 30  # tokens before a correction
-DECODED = {"demo": 256, "135m": 64, "0.6b": 32}
+DECODED = {"demo": 256, "135m": 64, "0.6b": 16}
 LONG = (1000, 2000, 4000, 8000)
 LONG_ANSWER = 300
 READ_BYTES = 2**29  # far more than any cache holds

@@ -22,8 +22,8 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
-from lawf_repl.engine.layout import lay_out
-from lawf_repl.engine.plain import FEW, PlainSteps, is_plain
+from lawf_repl.engine.layout import is_plain, joint, lay_out
+from lawf_repl.engine.plain import FEW, PlainSteps
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.learn.adapter import Adapter
 from tests.conftest import make_byte_tokenizer
@@ -103,6 +103,11 @@ def test_weights_laid_out_for_one_token_are_the_same_weights() -> None:
     assert same.lm_head.weight.stride() == (1, 259) and same.model.layers[0].mlp.down_proj.weight.stride() == (48, 1)
     assert same.lm_head.weight is same.model.embed_tokens.weight
     assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
+    mlp, attention = same.model.layers[1].mlp, same.model.layers[1].self_attn
+    whole = joint((attention.q_proj, attention.k_proj, attention.v_proj))
+    assert whole is not None and torch.equal(whole, torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]))
+    assert joint((mlp.gate_proj, mlp.up_proj)) is not None
+    assert joint((mlp.up_proj, mlp.gate_proj)) is None and joint((mlp.gate_proj, attention.q_proj)) is None
     half = make("qwen3").to(torch.bfloat16)
     lay_out(half)
     assert half.lm_head.weight.is_contiguous()

@@ -21,8 +21,8 @@ from lawf_repl.errors import UsageError
 from lawf_repl.verbs import figures as verb
 from lawf_repl.verbs.results import UNMEASURED, append_results
 
-TINY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 3100,
-        "tie_word_embeddings": True}
+TINY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                        "vocab_size": 3100, "tie_word_embeddings": True}
 FIGURE = Figure("some | thing", 1.0, 2.0, "s", "a peer", 0.6, note="a note")
 
 

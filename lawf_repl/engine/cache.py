@@ -27,8 +27,9 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from lawf_repl.engine.layout import is_plain
 from lawf_repl.engine.memory import memory_guard
-from lawf_repl.engine.plain import FEW, PlainSteps, is_plain
+from lawf_repl.engine.plain import FEW, PlainSteps
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.records import ReuseKind
 

@@ -195,9 +195,10 @@ def reply_figures(subject: Subject) -> Iterator[Figure]:
 
     def once() -> float:
         session = Session(engine, subject.settings, probes)
-        for source in (session.ask(QUESTION), session.want(RIGHT)):
-            for _ in source:
-                pass
+        for _ in session.ask(QUESTION):
+            pass
+        for _ in session.want(RIGHT):
+            pass
         try:
             began = time.perf_counter()
             session.accept()

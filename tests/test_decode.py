@@ -12,7 +12,7 @@ from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import PromptError, Stopped
-from lawf_repl.records import Token
+from lawf_repl.records import Reuse, Token
 
 PROMPT = [1, 60, 70, 80, 90, 100]
 
@@ -40,8 +40,8 @@ def test_going_on_after_a_correction_costs_one_chunk_and_not_a_prefill(tiny_engi
     feed = decoder.cache.feed
     decoder.cache.feed = lambda ids, keep: (fed.append(len(ids)), feed(ids, keep))[1]  # type: ignore[method-assign,func-returns-value]
     list(decoder.generate(PROMPT, [200], Sampling(max_tokens=18), known=tokens[:12]))
-    assert fed[0] == 2  # the last kept token, whose logits judge the fix, and the fix
-    assert set(fed[1:]) == {1}
+    assert set(fed) == {1}  # the fix alone: the logits that judge it are had from what is known of the last kept token
+    assert decoder.last is not None and decoder.last.timing.reuse == Reuse("cut", len(PROMPT) + 12, 1)
 
 
 def test_an_interrupted_forward_leaves_no_stale_states(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

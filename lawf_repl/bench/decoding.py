@@ -20,7 +20,8 @@ from lawf_repl.session import Session
 
 TEXT = "What is the capital of Australia? It is a town that was made for it, between the two that wanted to be. "
 PROMPT, ANSWER = 200, 30  # tokens before a correction
-DECODED = {"demo": 256, "135m": 64, "0.6b": 32}
+DECODED = {"demo": 256, "135m": 64, "0.6b": 16}
+SHORT_REPEATS = 25  # of what takes milliseconds, as a change of processes does
 LONG = (1000, 2000, 4000, 8000)
 LONG_ANSWER = 300
 READ_BYTES = 2**29  # far more than any cache holds
@@ -160,9 +161,9 @@ def correction_figures(subject: Subject) -> Iterator[Figure]:
     engine = subject.engine
     with endless(engine):
         correcting = Correcting(engine, subject.peer(), PROMPT, ANSWER)
-        seconds = interleaved({"ours": correcting.ours, "theirs": correcting.theirs})
+        seconds = interleaved({"ours": correcting.ours, "theirs": correcting.theirs}, SHORT_REPEATS)
     yield Figure(f"first token after a correction at {PROMPT} + {ANSWER} tokens, {engine.name}", seconds["ours"], seconds["theirs"], "s",
-                 "reading the prefix again", 0.12, note="with the statistics of the fix and of the token behind it")
+                 "reading the prefix again", 0.12, repeats=SHORT_REPEATS, note="with the statistics of the fix and of the token behind it")
 
 
 def prompt_figures(subject: Subject) -> Iterator[Figure]:
@@ -194,9 +195,10 @@ def reply_figures(subject: Subject) -> Iterator[Figure]:
 
     def once() -> float:
         session = Session(engine, subject.settings, probes)
-        for source in (session.ask(QUESTION), session.want(RIGHT)):
-            for _ in source:
-                pass
+        for _ in session.ask(QUESTION):
+            pass
+        for _ in session.want(RIGHT):
+            pass
         try:
             began = time.perf_counter()
             session.accept()

@@ -27,8 +27,9 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from lawf_repl.engine.layout import is_plain
 from lawf_repl.engine.memory import memory_guard
-from lawf_repl.engine.plain import FEW, PlainSteps, is_plain
+from lawf_repl.engine.plain import FEW, PlainSteps
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.records import ReuseKind
 
@@ -82,6 +83,11 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in parameters(model) else {}
 
 
+def shared_length(one: list[int], other: list[int]) -> int:
+    """How many ids two texts begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def likely_kind(model: Any) -> CacheKind:
     """What the model's layers allow, by their classes; a trial has to show that it is so."""
     if cache_keyword(model) is None:
@@ -120,22 +126,37 @@ class KeptCache:
         self._spacing = SPACING
         self._plain = self._kind.mode == "cut" and is_plain(model)
         self._steps: PlainSteps | None = None
+        self._finals: dict[int, torch.Tensor] = {}  # final hidden states (1, H) by place, as far as they are known
         # What is written under inference_mode can only be written on under it: one way for all that a cache ever holds.
         self._gradless = torch.inference_mode if self._plain else torch.no_grad
 
     def drop(self) -> None:
         """Forget everything: the adapter changed, or a forward pass was cut short."""
-        self.ids, self._cache, self._marks, self._spacing = [], None, {}, SPACING
+        self.ids, self._cache, self._marks, self._spacing, self._finals = [], None, {}, SPACING, {}
+
+    def recall(self, ids: list[int], count: int) -> torch.Tensor | None:
+        """Logits (n, V) of as many of the last `count` of `ids` as are known without reading anything, from the first of them on."""
+        steps = self._current_steps() if self._finals else None
+        if steps is None:
+            return None
+        shared = shared_length(self.ids, ids)
+        finals: list[torch.Tensor] = []
+        for place in range(len(ids) - count, shared):
+            if place not in self._finals:
+                break
+            finals.append(self._finals[place])
+        with self._gradless():
+            return steps.head(torch.cat(finals)) if finals else None
 
     def keep_prefix(self, ids: list[int]) -> int:
         """Go back to the longest prefix of `ids` that can be had without reading it again, and return its length."""
         before = len(self.ids)
-        shared = next((i for i, (a, b) in enumerate(zip(self.ids, ids, strict=False)) if a != b), min(before, len(ids)))
+        shared = shared_length(self.ids, ids)
         self.reuse = ("kept", shared)
         if shared == before and before and self._kind.mode != "none":
             return shared
         # Until it is done nothing is known: an interrupt between two layers leaves them of unequal length.
-        ids, cache, marks = self.ids, self._cache, self._marks
+        ids, cache, marks, finals = self.ids, self._cache, self._marks, self._finals
         spacing = self._spacing
         self.drop()
         marks = {length: states for length, states in marks.items() if length <= shared}
@@ -151,6 +172,7 @@ class KeptCache:
             self.reuse = ("recomputed" if shared else "new", 0)
             return 0
         self.ids, self._cache, self._marks, self._spacing = ids[:kept], cache, marks, spacing
+        self._finals = {place: final for place, final in finals.items() if place < kept}
         return kept
 
     def mark(self) -> None:
@@ -189,15 +211,18 @@ class KeptCache:
         cache, known = self._cache if self._cache is not None else _new_cache(self._model), self.ids
         self._cache, self.ids = None, []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
         marks, self._marks = self._marks, {}
+        finals, self._finals = self._finals, {}
         if self._plain and known and len(ids) <= FEW and (steps := self._current_steps()) is not None:
             with memory_guard(*GUARD):
-                logits = steps(ids, keep, cache)
+                new = steps(ids, cache)
+                logits = steps.head(new[len(ids) - keep:])
+            finals.update(enumerate(new.split(1), len(known)))
             known += ids
-            self._cache, self.ids = cache, known
+            self._cache, self.ids, self._finals = cache, known, finals
             return logits
         positions = {"position_ids": torch.arange(len(known), len(known) + len(ids), device=self._model.device)[None]} if self._kind.positions else {}
         logits = self._forward(ids, keep, use_cache=True, **{str(self._keyword): cache}, **positions)
-        self._cache, self.ids, self._marks = cache, known + ids, marks
+        self._cache, self.ids, self._marks, self._finals = cache, known + ids, marks, finals
         return logits
 
     def _current_steps(self) -> PlainSteps | None:

@@ -58,12 +58,17 @@ class Decoder:
     def logits_at(self, ids: Sequence[int], count: int = 1) -> torch.Tensor:
         """Logits behind each of the last `count` ids (count, V), from the cache where it holds a prefix of them."""
         ids = list(ids)
-        kept = self.cache.keep_prefix(ids[:len(ids) - count])
-        if self.cache.snapshots and kept < len(ids) - count:
-            self.cache.feed(ids[kept:len(ids) - count], 1)
-            kept = len(ids) - count
+        known = self.cache.recall(ids, count)
+        first = len(ids) - count + (0 if known is None else len(known))  # the place whose logits have to be computed first
+        kept = self.cache.keep_prefix(ids[:first])
+        if self.cache.snapshots and kept < first:
+            self.cache.feed(ids[kept:first], 1)
+            kept = first
         self.cache.mark()  # the place that a next correction here comes back to
-        return self.cache.feed(ids[kept:], count)
+        if kept == len(ids) and known is not None:
+            return known
+        rows = self.cache.feed(ids[kept:], len(ids) - first)
+        return rows if known is None else torch.cat((known, rows))
 
     def generate(self, prompt_ids: Sequence[int], forced: Sequence[int], sampling: Sampling, stop: Stop = lambda: False,
                  known: Sequence[Token] = ()) -> Iterator[Token]:
@@ -118,7 +123,8 @@ class Decoder:
 
     def alternatives(self, context: Sequence[int], count: int) -> tuple[Alternative, ...]:
         """The `count` most probable next tokens behind `context`."""
-        probabilities = torch.softmax(self.logits_at(context)[0].float(), -1)  # (V,)
+        known = self.cache.recall(list(context), 1)  # then the cache stays as it is, with what stands behind the place
+        probabilities = torch.softmax((self.logits_at(context) if known is None else known)[0].float(), -1)  # (V,)
         top = probabilities.topk(min(count, len(probabilities)))
         return tuple(Alternative(id_, self.engine.token_text(id_), p) for p, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True))
 

@@ -7,30 +7,19 @@ model's own modules directly. Everything that is not exactly such a model goes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import DynamicCache, LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import DynamicCache
 
+from lawf_repl.engine.layout import joint
 from lawf_repl.engine.roomy import RoomyLayer
 
 Step = Callable[[torch.Tensor], torch.Tensor]
-FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-ROTATIONS = ("default", "linear", "llama3")  # whose angles do not depend on the length of the text
 FEW = 16  # tokens; from there on the ceremony costs nothing
-
-
-def is_plain(model: Any) -> bool:
-    """Whether the model is of a family that `PlainSteps` knows, in all that could make it compute something else."""
-    if type(model) not in FAMILY or model.config._attn_implementation != "sdpa":
-        return False
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return kinds == {"full_attention"} and rotation in ROTATIONS and not getattr(model, "is_quantized", False)
 
 
 class PlainSteps:
@@ -44,11 +33,11 @@ class PlainSteps:
         self._own = [vars(module) for module in modules]
         self._embedding: torch.Tensor = decoder.embed_tokens.weight
         self._rotary = decoder.rotary_emb
-        self._norm, self._head = _norm(decoder.norm), _projection(model.lm_head)
-        self._layers = [(_norm(layer.input_layernorm), _projection(attention.q_proj), _projection(attention.k_proj), _projection(attention.v_proj),
+        self._norm, self.head = _norm(decoder.norm), _projection(model.lm_head)
+        self._layers = [(_norm(layer.input_layernorm), _projections(attention.q_proj, attention.k_proj, attention.v_proj),
                          *(_norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")),
                          attention.scaling, _projection(attention.o_proj), _norm(layer.post_attention_layernorm),
-                         _projection(layer.mlp.gate_proj), _projection(layer.mlp.up_proj), layer.mlp.act_fn, _projection(layer.mlp.down_proj))
+                         _projections(layer.mlp.gate_proj, layer.mlp.up_proj), layer.mlp.act_fn, _projection(layer.mlp.down_proj))
                         for layer in decoder.layers for attention in (layer.self_attn,)]
         self._width: int = decoder.layers[0].self_attn.head_dim
         self._cos = self._sin = torch.empty(0)  # (positions, 1, D)
@@ -58,8 +47,8 @@ class PlainSteps:
         return not any(self._hooks) and not any("forward" in own for own in self._own) and all(
             list(now.values()) == then for now, then in self._children)
 
-    def __call__(self, ids: list[int], keep: int, cache: DynamicCache) -> torch.Tensor:
-        """Logits (keep, V) of the last `keep` of `ids` (n, few) behind what is in `cache`, which has them then too."""
+    def __call__(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
+        """Final hidden states (n, H) of `ids` (n, few) behind what is in `cache`, which has them then too; `head` makes logits (n, V) of them."""
         layers = cast(list[RoomyLayer], cache.layers)
         start, n = layers[0].get_seq_length(), len(ids)
         weight, width = self._embedding, self._width
@@ -67,10 +56,9 @@ class PlainSteps:
         # every new token sees the cached ones and the new ones up to itself
         mask = torch.ones(n, start + n, dtype=torch.bool, device=weight.device).tril(start) if n > 1 else None
         x = weight[ids[0]][None] if n == 1 else F.embedding(torch.tensor(ids, device=weight.device), weight)  # (n, H)
-        for (norm, q_proj, k_proj, v_proj, q_norm, k_norm, scale, o_proj, behind, gate, up, act, down), layer in zip(
+        for (norm, project, q_norm, k_norm, scale, o_proj, behind, widen, act, down), layer in zip(
                 self._layers, layers, strict=True):
-            h = norm(x)
-            q, k, v = q_proj(h).view(n, -1, width), k_proj(h).view(n, -1, width), v_proj(h).view(n, -1, width)  # (n, heads, D)
+            q, k, v = (part.reshape(n, -1, width) for part in project(norm(x)))  # (n, heads, D)
             if q_norm is not None and k_norm is not None:
                 q, k = q_norm(q), k_norm(k)
             heads = q.shape[1]
@@ -79,9 +67,9 @@ class PlainSteps:
             keys, values = layer.update(both[:, heads:], v.transpose(0, 1)[None])
             seen = F.scaled_dot_product_attention(both[:, :heads], keys, values, attn_mask=mask, scale=scale, enable_gqa=True)  # (1, heads, n, D)
             x = x + o_proj(seen[0].transpose(0, 1).reshape(n, -1))
-            h = behind(x)
-            x = x + down(act(gate(h)) * up(h))
-        return self._head(self._norm(x[n - keep:]))
+            gate, up = widen(behind(x))
+            x = x + down(act(gate) * up)
+        return self._norm(x)
 
     def _angles(self, start: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (n, 1, D) for positions from `start` on; the sines with the sign that half of them is used with."""
@@ -91,6 +79,16 @@ class PlainSteps:
             sin = torch.cat((-sin[..., :self._width // 2], sin[..., self._width // 2:]), -1)
             self._cos, self._sin = cos[0, :, None], sin[0, :, None]
         return self._cos[start:start + n], self._sin[start:start + n]
+
+
+def _projections(*modules: Any) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+    """Linear layers of the same input as one function; one product where their weights are one tensor."""
+    whole = joint(modules) if all(type(module) is nn.Linear and module.bias is None for module in modules) else None
+    if whole is None:
+        parts = [_projection(module) for module in modules]
+        return lambda x: [part(x) for part in parts]
+    sizes = [module.out_features for module in modules]
+    return lambda x: F.linear(x, whole).split_with_sizes(sizes, -1)
 
 
 def _projection(module: Any) -> Step:

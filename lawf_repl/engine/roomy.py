@@ -30,13 +30,18 @@ class RoomyLayer(DynamicLayer):
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         keys, values = self._whole
-        if keys.numel() == 0 or stop > keys.shape[-2]:
+        if not self._has_room(keys, key_states, start, stop):
             keys, values = (_longer(now, new, stop + stop // 4 + ROOM) for now, new in ((self.keys, key_states), (self.values, value_states)))
             self._whole = keys, values
         keys[..., start:stop, :] = key_states
         values[..., start:stop, :] = value_states
         self.keys, self.values = keys[..., :stop, :], values[..., :stop, :]
         return self.keys, self.values
+
+    def _has_room(self, whole: torch.Tensor, new: torch.Tensor, start: int, stop: int) -> bool:
+        """Whether what stands is in `whole`, which rows that were chosen or repeated are not any more, and `new` fits behind it."""
+        return whole.numel() > 0 and stop <= whole.shape[-2] and whole.shape[:-2] == new.shape[:-2] and (
+            start == 0 or self.keys.data_ptr() == whole.data_ptr())
 
 
 def _longer(now: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:

@@ -95,6 +95,7 @@ def kept(source: Iterable[Figure], figures: list[Figure]) -> Iterator[Figure]:
 def machine(engine: Engine) -> dict[str, object]:
     """What was measured, and on what."""
     from lawf_repl.verbs.bench import threads, versions
-    from lawf_repl.verbs.results import device_name
+    from lawf_repl.verbs.results import device_name, load
 
-    return {"model": engine.name, "device": device_name(engine.device), "dtype": engine.dtype, "threads": threads(), "versions": versions()}
+    return {"model": engine.name, "device": device_name(engine.device), "dtype": engine.dtype, "threads": threads(),
+            "load": load(), "versions": versions()}

@@ -77,3 +77,11 @@ def _plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {one}" for name, one in value.items())
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def load() -> str:
+    """How many processes wanted to run in the last minute, ours included: above the number of cores a figure is of a busy machine."""
+    try:
+        return f"{os.getloadavg()[0]:.1f} processes before it began"
+    except (OSError, AttributeError):
+        return "unknown"

@@ -159,8 +159,11 @@ class Loop:
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:
-            self.aim()
             self.trained, self.pull = adapter.outward(), settings.pull
+            for parameter in everything:  # what is not trained needs no inputs kept for it
+                parameter.requires_grad_(any(parameter is one for one in self.trained))
+            self.aim()
+            prepared.moments.forget()
         self.start = [parameter.detach().clone() for parameter in self.trained]
         self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []

@@ -59,6 +59,7 @@ class Row:
     ties: list[Tie] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)  # what is another than when it was recorded
     notes: list[str] = field(default_factory=list)
+    unchecked: list[int] = field(default_factory=list)  # lines whose adapter was never saved
     error: str = ""
     retrained: bool = False
     answers: int = 0                           # that were generated

@@ -1,4 +1,4 @@
-"""The settings: one table of fields, from which flags, environment, config file and the REPL's /set are all derived.
+"""The settings, from all their sources: one table of rules is what flags, environment, config file and the REPL's /set are derived from.
 
 Precedence: defaults < config file < environment (LAWF_<FIELD>) < flags. A later source replaces a field as a whole.
 Every mistake is a UsageError that names the place, what was expected, what was found and what to do.
@@ -6,105 +6,68 @@ Every mistake is a UsageError that names the place, what was expected, what was 
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import Any, cast
 
 from lawf_repl.errors import UsageError
+from lawf_repl.rules import MOST, RULES, Rule, TemplateArgs, TemplateValue, Value, flag_of
 
-Kind = Literal["text", "path", "choice", "whole", "number", "switch", "pairs"]
-TemplateValue = bool | int | float | str
-TemplateArgs = tuple[tuple[str, TemplateValue], ...]
-Value = str | int | float | bool | TemplateArgs | None
-T = TypeVar("T")
-
-MOST = 2**63 - 1  # a larger whole number fits no random seed
 LARGEST = sys.float_info.max
 TRUE, FALSE = frozenset({"true", "on", "yes", "1"}), frozenset({"false", "off", "no", "0"})
-FLAG_OF = {"template_args": "--template-arg"}  # where the flag is not the field's name
 
 
-class Rule(NamedTuple):
-    """What a field accepts; `above` and `below` are open bounds, `low` and `high` closed ones."""
-
-    kind: Kind
-    meaning: str
-    choices: tuple[str, ...] = ()
-    low: float = -math.inf
-    high: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
-    optional: bool = False  # None is a value: "" or "none" as text
-    flag: bool = True       # has a command-line flag
-
-
-def _setting(default: T, rule: Rule) -> T:
-    return field(default=default, metadata={"rule": rule})
+def _default(name: str) -> Any:
+    """The default of a field, from its rule."""
+    return RULES[name].default
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set. The meaning of a field is its line here, in --help and nowhere else."""
+    """Everything that can be set, with its type; what each field means and accepts is its line in rules.py."""
 
-    model: str | None = _setting(None, Rule("path", "hub id or directory of the model; by default the embedded demo model", optional=True))
-    revision: str | None = _setting(None, Rule("text", "branch, tag or commit of a hub model", optional=True))
-    adapter: str | None = _setting(None, Rule("path", "directory of a LoRA adapter to start from", optional=True))
-    device: str = _setting("auto", Rule("choice", "where the model runs", choices=("auto", "cpu", "cuda", "mps")))
-    dtype: str = _setting(
-        "auto", Rule("choice", "number type of the weights; auto is bfloat16 on an accelerator, float32 on CPU",
-                     choices=("auto", "float32", "bfloat16", "float16")))
-    device_map: str | None = _setting(None, Rule("text", "how to spread the model over several devices, for example auto", optional=True))
-    quantize: str | None = _setting(None, Rule("choice", "load the weights quantized", choices=("4bit", "8bit"), optional=True))
-    trust_remote_code: bool = _setting(False, Rule("switch", "run Python code that comes with the model"))
-    offline: bool = _setting(False, Rule("switch", "never use the network; hub models come from the local cache only"))
-    system: str | None = _setting(None, Rule("text", "system message put before every prompt", optional=True))
-    template_args: TemplateArgs = _setting(  # noqa: RUF009  # gives a Field
-        (), Rule("pairs", "argument for the chat template, for example enable_thinking=false; may be repeated"))
-    max_tokens: int = _setting(512, Rule("whole", "longest answer, in tokens", low=1, high=MOST))
-    temperature: float = _setting(0.0, Rule("number", "sampling temperature; 0 is greedy", low=0))
-    top_p: float = _setting(1.0, Rule("number", "sample only from the most probable tokens that hold this share", above=0, high=1))
-    seed: int = _setting(0, Rule("whole", "seed of sampling and of training", low=0, high=MOST))
-    confidence: float = _setting(1.0, Rule("number", "weight c of a correction: 1 is hard, less is a weak preference", above=0, high=1))
-    target_p: float = _setting(0.95, Rule("number", "probability that every corrected token must reach", above=0, below=1))
-    rank: int | None = _setting(None, Rule(
-        "whole", "rank of the LoRA adapter; by default 4, doubled until there is one for each accepted answer", low=1, high=65536, optional=True))
-    layers: str = _setting("upper", Rule(
-        "choice", "decoder layers that carry the LoRA: the upper half of them, or all", choices=("upper", "all"), flag=False))
-    preset: str = _setting("standard", Rule(
-        "choice", "how thorough training is: sets variations, rounds and hold where they are not set themselves",
-        choices=("quick", "standard", "careful"), flag=False))
-    goal_p: float = _setting(0.99999, Rule(
-        "number", "probability that training pulls corrected tokens to; what is above --target-p carries over to paraphrases", above=0, below=1,
-        flag=False))
-    variations: int = _setting(64, Rule(
-        "whole", "prompts almost like the corrected one that the model makes up, to be held like replay prompts", low=0, high=MOST, flag=False))
-    hold: float = _setting(0.01, Rule(
-        "number", "nats by which a replay answer may move before it is held", above=0, flag=False))
-    rounds: int = _setting(5, Rule("whole", "times that training looks which replay answers moved", low=1, high=MOST, flag=False))
-    pull: float = _setting(6e3, Rule(
-        "number", "weight that pulls the adapter to zero, on its squared relative change", low=0, flag=False))
-    replay_prompts: str | None = _setting(None, Rule(
-        "path", "file of prompts whose answers are to stay as they are, one a line or JSON Lines; by default a general set", optional=True))
-    probes: str | None = _setting(None, Rule(
-        "path", "file of prompts that drift is measured on, one a line or JSON Lines; by default a general set", optional=True))
-    max_steps: int = _setting(400, Rule("whole", "training stops after this many steps", low=1, high=MOST))
-    max_seconds: float = _setting(120.0, Rule("number", "training stops after this many seconds", above=0))
-    json: bool = _setting(False, Rule("switch", "print one JSON object on standard output"))
-    vi: bool = _setting(False, Rule("switch", "edit the prompt with vi keys; F4 changes it"))
-    theme: str = _setting("auto", Rule("choice", "colours for a dark or a light background; auto asks the terminal",
-                                       choices=("auto", "dark", "light")))
-    history: bool = _setting(True, Rule("switch", "keep what was typed in a private file, for the next time", flag=False))
-    mouse: bool = _setting(True, Rule("switch", "a click in the answer view goes to a token", flag=False))
-    keys: TemplateArgs = _setting(  # noqa: RUF009  # gives a Field
-        (), Rule("pairs", "keys of the answer view, for example fix = \"f f2\" under [keys] in the config file", flag=False))
-    plain: bool = _setting(False, Rule("switch", "no colour, no cursor movement"))
+    model: str | None = _default("model")
+    revision: str | None = _default("revision")
+    adapter: str | None = _default("adapter")
+    device: str = _default("device")
+    dtype: str = _default("dtype")
+    device_map: str | None = _default("device_map")
+    quantize: str | None = _default("quantize")
+    trust_remote_code: bool = _default("trust_remote_code")
+    offline: bool = _default("offline")
+    system: str | None = _default("system")
+    template_args: TemplateArgs = _default("template_args")  # noqa: RUF009  # a tuple
+    max_tokens: int = _default("max_tokens")
+    temperature: float = _default("temperature")
+    top_p: float = _default("top_p")
+    seed: int = _default("seed")
+    confidence: float = _default("confidence")
+    target_p: float = _default("target_p")
+    rank: int | None = _default("rank")
+    layers: str = _default("layers")
+    preset: str = _default("preset")
+    goal_p: float = _default("goal_p")
+    variations: int = _default("variations")
+    hold: float = _default("hold")
+    rounds: int = _default("rounds")
+    pull: float = _default("pull")
+    replay_prompts: str | None = _default("replay_prompts")
+    probes: str | None = _default("probes")
+    max_steps: int = _default("max_steps")
+    max_seconds: float = _default("max_seconds")
+    json: bool = _default("json")
+    vi: bool = _default("vi")
+    theme: str = _default("theme")
+    history: bool = _default("history")
+    mouse: bool = _default("mouse")
+    keys: TemplateArgs = _default("keys")  # noqa: RUF009  # a tuple
+    plain: bool = _default("plain")
 
 
 # What a preset sets; fields that are not in it have their defaults.
@@ -118,7 +81,7 @@ FIELDS: dict[str, Field[object]] = {one.name: one for one in fields(Settings)}
 
 def rule_of(name: str) -> Rule:
     """The rule of a field that exists."""
-    return cast(Rule, FIELDS[name].metadata["rule"])
+    return RULES[name]
 
 
 def default_config_path() -> Path:
@@ -148,7 +111,7 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
     for name in FIELDS:
         given = flags.get(name)
         if given is not None:
-            where = f"flag {_flag(name)}"
+            where = f"flag {flag_of(name)}"
             rule = rule_of(name)
             values[name] = _from_text(where, rule, given) if isinstance(given, str) else _checked(where, rule, given)
     preset = PRESETS[str(values.get("preset", Settings.preset))]
@@ -172,41 +135,6 @@ def check_value(name: str, value: object) -> Value:
     return _checked(name, rule_of(name), value)
 
 
-def add_shared_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds --config and a flag for every field that has one; flags not given leave no trace in the namespace."""
-    group = parser.add_argument_group("shared settings")
-    group.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
-                       help="config file (TOML) to read instead of the user's own")
-    for name, one in FIELDS.items():
-        rule = rule_of(name)
-        if not rule.flag:
-            continue
-        shown = "" if one.default is None or rule.kind in ("switch", "pairs") else f" (default: {one.default})"
-        help_line = (rule.meaning + shown).replace("%", "%%")
-        if rule.kind == "switch":
-            group.add_argument(_flag(name), dest=name, action=argparse.BooleanOptionalAction,
-                               default=argparse.SUPPRESS, help=help_line)
-        elif rule.kind == "pairs":
-            group.add_argument(_flag(name), dest=name, action="append", metavar="KEY=VALUE",
-                               default=argparse.SUPPRESS, help=help_line)
-        elif rule.kind == "choice":
-            group.add_argument(_flag(name), dest=name, choices=rule.choices, default=argparse.SUPPRESS, help=help_line)
-        else:
-            group.add_argument(_flag(name), dest=name, metavar=_metavar(name, rule), default=argparse.SUPPRESS, help=help_line)
-
-
-def _flag(name: str) -> str:
-    return FLAG_OF.get(name, "--" + name.replace("_", "-"))
-
-
-def _metavar(name: str, rule: Rule) -> str:
-    if name == "model":
-        return "ID_OR_DIR"
-    if name in ("replay_prompts", "probes"):
-        return "FILE"
-    return {"path": "DIR", "whole": "N", "number": "X"}.get(rule.kind, "TEXT")
-
-
 def _shown(value: object) -> str:
     """A value as one short line that is safe on any terminal."""
     text = ascii(value)
@@ -221,8 +149,6 @@ def _did_you_mean(key: str) -> str:
 
 
 def _read_config(path: Path, required: bool) -> dict[str, object]:
-    import tomllib  # late: most runs have no config file
-
     try:
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -231,6 +157,8 @@ def _read_config(path: Path, required: bool) -> dict[str, object]:
         return {}
     except OSError as error:
         raise UsageError(f"config file {path} cannot be read: {error.strerror}; expected a readable TOML file") from None
+    import tomllib  # late: most runs have no config file
+
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -44,7 +44,12 @@ def ending(answer: Completion, position: int, end_id: int) -> Correction:
 
 
 def appending(tokenizer: Tokenizer, answer: Completion, text: str) -> Correction:
-    """`text` where the answer ended: its first token competes with the end-of-turn token."""
+    """`text` where the answer ended: its first token competes with the end-of-turn token.
+
+    An answer that did not come to its end also goes on without a text.
+    """
+    if not text and answer.finish != "eos":
+        return Correction("go_on", len(answer.tokens), "", (), ())
     return replacement(tokenizer, answer, len(answer.tokens) - (1 if answer.finish == "eos" else 0), text, "go_on")
 
 

@@ -47,6 +47,10 @@ class OutOfMemory(LawfError):
     """The device ran out of memory; what was collected so far is kept."""
 
 
+class Stopped(Exception):
+    """Somebody asked for it to stop: no error, and nothing to say to the user. Never leaves the part that is stopped."""
+
+
 def first_line(error: BaseException, most: int = 160) -> str:
     """What an error of a library says, as part of a one-line message; its class where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

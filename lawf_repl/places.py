@@ -11,6 +11,7 @@ from typing import NamedTuple
 from lawf_repl import store
 from lawf_repl.config import default_config_path
 from lawf_repl.errors import LawfError, SessionError, UsageError
+from lawf_repl.store.disk import clear_errors
 
 LONGEST = 200  # bytes of a session's name: with what lies beside it a file name has 255
 FORBIDDEN = frozenset('/\\:*?"<>|')  # of one system or another; a session may be carried to each
@@ -32,7 +33,7 @@ def sessions_place(given: str | Path | None, environ: Mapping[str, str]) -> Plac
     for named, why in ((given, "--sessions"), (environ.get("LAWF_SESSIONS"), "LAWF_SESSIONS")):
         if named:
             path = Path(os.path.expanduser(named)).absolute()
-            if path.exists() and not path.is_dir():
+            if os.path.exists(path) and not os.path.isdir(path):
                 raise UsageError(f"{why} {named}: expected a folder, found a file; name a folder, it is made where it is missing")
             return Place(path, why)
     here = Path("sessions").absolute()
@@ -81,24 +82,43 @@ def typed(text: str, folder: Path) -> Path:
     """What was typed behind /save or /load: a name, or a whole path, from / or ~ on. Raises UsageError for a path that climbs."""
     path = Path(os.path.expanduser(text))
     if not path.is_absolute():
+        if os.path.basename(text) != text:
+            raise UsageError(f"{text!a} leads out of the folder of sessions: expected a name, or a whole path that begins with / or ~")
         return named(text, folder)
     return path if path.suffix == store.SUFFIX else path.with_name(path.name + store.SUFFIX)
+
+
+def typed_there(text: str, folder: Path) -> Path:
+    """As typed, for a session that has to be there. Raises SessionError where it is not."""
+    path = typed(text, folder)
+    if not os.path.isfile(path):
+        _refuse_unreadable(path)
+        raise SessionError(f"no session {path.name.removesuffix(store.SUFFIX)} in {path.parent}: lawf sessions lists them")
+    return path
 
 
 def find_session(text: str, folder: Path) -> Path:
     """The session that a command was given: a path to a file, or a name in the folder. Raises UsageError, SessionError where there is none."""
     path = Path(os.path.expanduser(text))
-    if path.is_file() or path.is_dir():
+    if os.path.isfile(path) or os.path.isdir(path):  # which raise nothing, whatever the system says of a name
         return path
     if path.suffix == store.SUFFIX or os.path.basename(text) != text:  # written as a path
         inside = folder / text
-        if os.path.basename(text) == text and inside.is_file():
+        if os.path.basename(text) == text and os.path.isfile(inside):
             return inside
+        _refuse_unreadable(path)
         raise SessionError(f"no session at {path}: expected a session file, a folder of them, or a name; lawf sessions lists them")
     inside = named(text, folder)
-    if not inside.is_file():
+    if not os.path.isfile(inside):
+        _refuse_unreadable(inside)
         raise SessionError(f"no session {text} in {folder}: expected the name of one or a path; lawf sessions lists them")
     return inside
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """Raises SessionError where it is the system that does not let one see what is there."""
+    with clear_errors(path, "look at"), suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        os.stat(path)
 
 
 def find_one(text: str, folder: Path) -> Path:
@@ -141,9 +161,9 @@ def find_all(texts: Iterable[str], folder: Path) -> tuple[list[Path], list[tuple
 
 
 def sessions_in(folder: Path) -> list[Path]:
-    """Session files of a folder by their names; none where there is no folder."""
-    with suppress(OSError):
-        return sorted(path for path in folder.iterdir() if path.suffix == store.SUFFIX and not path.name.startswith(".") and path.is_file())
+    """Session files of a folder by their names; none where there is no folder. Raises SessionError for one that cannot be read."""
+    with clear_errors(folder, "read"), suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(path for path in folder.iterdir() if path.suffix == store.SUFFIX and not path.name.startswith(".") and os.path.isfile(path))
     return []
 
 

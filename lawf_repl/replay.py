@@ -48,6 +48,8 @@ def replay(path: Path, engine: Engine, settings: Settings, probes: ProbeSet | Pr
             again.close()
     except LawfError as error:
         row.status, row.error = "error", str(error)
+    if row.unchecked:
+        row.notes.append(f"not checked: {lines_text(row.unchecked)}, whose adapter was not saved before lawf ended; --retrain makes it again")
     row.seconds = time.monotonic() - started
     if row.first_divergence is not None and not row.error:
         row.status = "changed" if row.changed else "diverged"
@@ -126,7 +128,7 @@ class Again(Followed):
                 self._switch(False)
             return True
         if version.weights is None:
-            self.row.notes.append(f"line {self.line} was not checked: the adapter that it needs is not there")
+            self.row.unchecked.append(self.line)
             return False
         if self._version != number or self._adapter is None:
             self._install(number)
@@ -193,6 +195,7 @@ class Again(Followed):
     def follow_training(self, event: Event) -> None:
         if not self.retrain:
             super().follow_training(event)
+            self._look_ahead(event["adapter"])
             return
         self.settings = self.recipe(event)
         cases, prompts = self.cases, [whole_numbers(ids) for ids in event["prompts"]]
@@ -213,13 +216,22 @@ class Again(Followed):
         self.trained(event, made)
         self._version = event["adapter"]
 
+    def _look_ahead(self, number: int) -> None:
+        """Has the adapter of a training at once, also where it was saved later, as one is in a copy that /save wrote elsewhere."""
+        for event in self.loaded.events:
+            if event["type"] == "adapter" and event.get("adapter") == number and not event.get("loaded") and not self._is_there(number):
+                super().follow_adapter(event)
+
+    def _is_there(self, number: int) -> bool:
+        version = self._versions[number]
+        return version is None or version.weights is not None
+
     def follow_adapter(self, event: Event) -> None:
-        if self.retrain and not event.get("loaded"):
-            return  # the one that was trained just now takes its place
-        super().follow_adapter(event)
         number = event.get("adapter", len(self._versions) - 1)
-        version = self._versions[number] if not event.get("loaded") else self._versions[0]
-        if version is not None and version.weights is None:
+        if not event.get("loaded") and (self.retrain or self._is_there(number)):
+            return  # the one that was trained just now takes its place, or it was found already
+        super().follow_adapter(event)
+        if not self._is_there(0 if event.get("loaded") else number):
             raise SessionError(f"session {self.path}, line {self.line}: no adapter {event['path']} with the recorded sha256 is there; put it back, "
                                "or replay with --retrain")
 
@@ -248,10 +260,17 @@ class Again(Followed):
         super().follow_scorecard(event)
         if self._card is not None and self._card.probes is not None:
             self.row.drift_then = self._card.probes.drift_nats
-            for _ in self.prepare(self.stop):  # the base's answers to the probes
+            if not self.stands[1] or not self.put(*self.stands) or self._adapter is None:
+                return
+            for _ in self.answer_prompts(self.stop):
                 pass
-            if self.probes.probes and self.put(*self.stands) and self._adapter is not None and self.stands[1]:
+            if self.probes.probes:
                 self.row.drift_nats = measure_drift(self.engine, self._adapter, self.probes.probes).drift_nats
+
+
+def lines_text(numbers: Sequence[int]) -> str:
+    """Lines of a file in words."""
+    return f"line {numbers[0]}" if len(numbers) == 1 else f"lines {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def generate(decoder: Decoder, prompt_ids: Sequence[int], known: Sequence[Token], forced: Sequence[int], sampling: Sampling,

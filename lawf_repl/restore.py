@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lawf_repl import store
-from lawf_repl.config import FIELDS, Settings, Value, check_value
+from lawf_repl.config import FIELDS, Settings, check_value
 from lawf_repl.engine.base import DEMO_NAME, Engine
 from lawf_repl.engine.decode import Sampling
 from lawf_repl.errors import LawfError, SessionError, UsageError
@@ -19,6 +19,7 @@ from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.measure.prompts import Prompts
 from lawf_repl.nodes import answered_node, trained_node
 from lawf_repl.records import Anchor, Completion, Correction, Message, Node, Scorecard, TrainingResult
+from lawf_repl.rules import Value
 from lawf_repl.session import LIBRARIES, NOT_RECORDED, RECIPE, Question, Session, Version, opening_note
 from lawf_repl.store import Event, LoadedSession
 
@@ -145,10 +146,21 @@ class Followed(Session):
         if handler is None:
             return
         try:
+            self._refuse_unknown_ids(event)
             handler(event)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
             raise SessionError(f"session {self.path}: a {event['type']} event is damaged ({type(error).__name__}: {error}); "
                                "lawf sessions --verify says more") from None
+
+    def _refuse_unknown_ids(self, event: Event) -> None:
+        """Raises ValueError for a token that the model does not have: some devices end the process where they look it up."""
+        answers = (event, event.get("after_completion") or {})
+        ids = [*(id_ for key in ("prompt_ids", "answer_ids", "ids") for id_ in event.get(key, ())),
+               *(id_ for one in answers for id_ in one.get("prompt_ids", ())), *(token["id"] for one in answers for token in one.get("tokens", ()))]
+        size = int(self.engine.model.get_input_embeddings().num_embeddings)
+        unknown = next((id_ for id_ in ids if not 0 <= id_ < size), None)
+        if unknown is not None:
+            raise ValueError(f"there is no token {unknown}")
 
     def settle(self) -> None:
         """At the end of the file: the adapter that stood is in place again, or the base where it was not saved."""

@@ -312,7 +312,8 @@ class Session:
         return self._correct(corrections.ending(self._answer(), position, self._end_id()), stop)
 
     def go_on(self, text: str, stop: Stop = never) -> Iterator[Token]:
-        """Append `text` where the answer ended; its first token competes with the end-of-turn token."""
+        """Append `text` where the answer ended; its first token competes with the end-of-turn token. Without a text, an answer that
+        did not come to its end goes on by itself."""
         return self._correct(corrections.appending(self.engine.tokenizer, self._answer(), text), stop)
 
     def fix(self, old: str, new: str, stop: Stop = never) -> Iterator[Token]:
@@ -443,7 +444,7 @@ class Session:
         """Make the current answer the case of its prompt. Raises FixError for an unfinished answer, NothingToFix without a correction."""
         answer = self._answer()
         if answer.finish == "interrupted":
-            raise FixError("the answer was stopped before its end: end it here, or correct a token so that it goes on")
+            raise FixError("the answer was stopped before its end: go on, end it, or correct a token so that it goes on")
         anchors = self.anchors()
         if not anchors:
             raise NothingToFix("nothing to accept: no token was corrected")
@@ -534,12 +535,7 @@ class Session:
 
         What was done when `stop()` turns true need not be done again.
         """
-        if self._prompts is not None:
-            with self._switched(False):
-                for done, of in self._prompts.answer(stop):
-                    yield Progress("answers to general prompts, once for this model", done, of)
-            self.probes = self._prompts.answered
-            self._prompts = None if not self._prompts.missing() or not stop() else self._prompts
+        yield from self.answer_prompts(stop)
         missing = [case for case in self.cases if self._made_with(case) not in self._varied]
         for number, case in enumerate(missing):
             yield Progress("variations of the corrected prompt", number, len(missing))
@@ -550,6 +546,15 @@ class Session:
                 return
             self._varied[self._made_with(case)] = made
             self._preparing += time.monotonic() - began
+
+    def answer_prompts(self, stop: Stop = never) -> Iterator[Progress]:
+        """The base's answers to the probes and to the prompts that are held, as far as they are not known."""
+        if self._prompts is not None:
+            with self._switched(False):
+                for done, of in self._prompts.answer(stop):
+                    yield Progress("answers to general prompts, once for this model", done, of)
+            self.probes = self._prompts.answered
+            self._prompts = None if not self._prompts.missing() or not stop() else self._prompts
 
     def _made_with(self, case: Case) -> tuple[object, ...]:
         """What a case's variations depend on."""
@@ -885,8 +890,8 @@ class Session:
     def _correct(self, correction: Correction, stop: Stop, shown_from: int | None = None) -> Iterator[Token]:
         """Carry a correction out; yields from position `shown_from` on where tokens behind it were kept."""
         tokens, room = self._answer().tokens, self.decoder.limit(self._question.prompt_ids, self._sampling())
-        if correction.position + len(correction.ids) > room:
-            raise FixError(f"the answer would pass {room} tokens: raise --max-tokens, or shorten the prompt where the context is full")
+        if correction.position + max(len(correction.ids), 1) > room:
+            raise FixError(f"the answer would pass {room} tokens: raise max_tokens, or shorten the prompt where the context is full")
         repeated = tokens[min(shown_from, correction.position):correction.position] if shown_from is not None else ()
         return chain(repeated, self._generate(tokens[:correction.position], correction, stop))
 

@@ -110,7 +110,7 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def demo_session(demo_engine: Engine) -> Iterator[Session]:
-    """A session on the demo model; whatever adapter it trains is taken out of the shared model again."""
-    session = Session(demo_engine, Settings())
+    """A session on the demo model that trains without variations, which are most of the work; its adapter is taken out of the shared model again."""
+    session = Session(demo_engine, Settings(variations=0))
     yield session
     session.reset_adapter()

@@ -1,4 +1,4 @@
-"""Records a real correction of the demo model in a terminal: `python -m tests.recording` writes tests/recording.cast and the README's tour.
+"""Records a correction, training and export of the demo model in a terminal: `python -m tests.recording` writes recording.cast and the README's tour.
 
 The cast is asciinema's version 2 (https://docs.asciinema.org/manual/asciicast/v2/), plain text; its markers are the moments that the README
 shows. tests/test_recording.py holds that the README shows what the cast does.
@@ -12,15 +12,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pexpect
 import pyte
 
 COLUMNS, LINES = 80, 24
-CAST = Path(__file__).parent / "recording.cast"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+CAST = ROOT / "tests" / "recording.cast"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- recording: made by python -m tests.recording -->", "<!-- end of the recording -->"
 Event = tuple[float, str, str]
 
@@ -33,8 +34,8 @@ STEPS: tuple[tuple[str, Sequence[str], str], ...] = (
     ("Canberra.⟨im_end⟩", ["a"], "`Enter`: the model goes on from there, its cache cut and not read again:"),
     ("accepted:", ["t"], ""),
     ("answer right   round", [], "`a` accepts, `t` trains:"),
-    ("Fixed:", [*"/adapter save australia", "\r"], "And the prompt again, before and after, with what else changed:"),
-    ("saved in australia", [*"/quit", "\r"], ""),
+    ("Fixed:", [*"/export peft australia", "\r"], "And the prompt again, before and after, with what else changed:"),
+    ("serve it:", [*"/quit", "\r"], "`/export` writes it for other software, and loads it there before it is called good:"),
     ("bye", [], ""),
 )
 
@@ -44,7 +45,7 @@ def record() -> list[Event]:
     events: list[Event] = []
     with tempfile.TemporaryDirectory() as home:
         environment = os.environ | {"TERM": "xterm-256color", "HOME": home, "XDG_STATE_HOME": home, "XDG_CONFIG_HOME": home, "COLORFGBG": "15;0",
-                                    "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+                                    "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONPATH": str(ROOT)}
         child = pexpect.spawn(sys.executable, ["-m", "lawf_repl", "demo", "capital-australia"], dimensions=(LINES, COLUMNS), env=environment,
                               cwd=home)
         terminal, started = pyte.Screen(COLUMNS, LINES), time.monotonic()
@@ -67,7 +68,7 @@ def record() -> list[Event]:
             return not pattern
 
         for pattern, keys, caption in STEPS:
-            if not watch(120, pattern):
+            if not watch(300, pattern):
                 raise SystemExit(f"{pattern!r} was not seen on the screen:\n" + "\n".join(terminal.display))
             watch(0.0 if "round" in pattern else 1.0)
             if caption:
@@ -76,7 +77,16 @@ def record() -> list[Event]:
                 child.send(key.encode())
                 watch(0.12)
         child.close()
-    return events
+        return shortened(events, {os.path.realpath(home): "~", str(ROOT): "~/lawf"})
+
+
+def shortened(events: Sequence[Event], names: Mapping[str, str]) -> list[Event]:
+    """Paths of the machine that it was recorded on under shorter names: they are all that is not as it was."""
+    for path, name in names.items():
+        events = [(at, kind, data.replace(path, name)) for at, kind, data in events]
+        if path in "".join(data for _, kind, data in events if kind == "o"):
+            raise SystemExit(f"{path} came in two pieces: record again")
+    return list(events)
 
 
 def scenes(events: Sequence[Event]) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import signal
 import stat
 import subprocess
@@ -20,18 +21,21 @@ from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
+from rich.text import Text
 
 from lawf_repl.errors import ModelError
-from lawf_repl.records import Check, Progress
-from lawf_repl.ui.app import Options, run_repl
+from lawf_repl.records import Check, Progress, Token
+from lawf_repl.ui import work
+from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.terminal import Loader
+from lawf_repl.ui.theme import Theme
 from tests.fake_session import FakeSession
 
 
 def run(pipe: PipeInput, keys: str, session: FakeSession | None = None, *, plain: bool = False, first: str | None = None,
-        load: Callable[[], FakeSession] | None = None, options: Options | None = None) -> tuple[int, str]:
+        load: Callable[[], FakeSession] | None = None, options: Options | None = None, width: int = 100) -> tuple[int, str]:
     """A whole run of the loop on the given bytes; exit code and all that was printed."""
     file = io.StringIO()
     fake = session or FakeSession()
@@ -39,7 +43,7 @@ def run(pipe: PipeInput, keys: str, session: FakeSession | None = None, *, plain
         pipe.send_text(keys)
         code = run_repl(lambda report: load() if load else fake, first_prompt=first, intro="welcome" if first else None, model_name="tiny",
                         options=options or Options(plain=plain, history=False),
-                        console=Console(file=file, width=100, color_system=None, highlight=False))
+                        console=Console(file=file, width=width, color_system=None, highlight=False))
     return code, file.getvalue()
 
 
@@ -111,6 +115,21 @@ def test_plain_needs_no_cursor(pipe: PipeInput) -> None:
     assert "\x1b" not in shown and "/fix POSITION TEXT" in shown and "·Canberra" in shown and "Fixed:" in shown and "╭" not in shown
 
 
+def test_plain_says_once_what_stands_and_where_it_is_unsure(pipe: PipeInput) -> None:
+    keys = "What is the capital of Australia?\r/fix 5 Canberra\r/undo\r/redo\r/edit\r/accept\r/quit\r"
+    _, shown = run(pipe, keys, FakeSession(), plain=True)
+    assert shown.count("The capital of Australia is Sydney.") == 1 + 1, "streamed, and again where undo leads"
+    assert shown.count("The capital of Australia is Canberra.") == 1 + 1 + 1, "streamed, redone, and where it is asked for"
+    assert "·Canberra 30.0% at 5" in shown and shown.count("/fix POSITION TEXT") == 1 and "answer view" not in shown
+
+
+def test_an_unfinished_answer_goes_on(pipe: PipeInput) -> None:
+    session = FakeSession(pause=0.1)
+    _interrupt_after(0.6)
+    _, shown = run(pipe, "one two three four five six seven eight nine ten eleven twelve\r/append\r/quit\r", session, plain=True)
+    assert "stopped before its end: /append goes on" in shown and session.calls[-1].startswith("go_on")
+
+
 def test_every_command_can_be_called_at_any_time(pipe: PipeInput) -> None:
     lines = """/help|/help train|/edit|/tokens|/alternatives 0|/fix 0 x|/pick 0 1|/delete 0|/end 0|/append x|/undo|/redo
         |/tree|/goto|/goto 0|/goto 99|/cases|/cases drop 9|/cases x|/anchors|/accept
@@ -157,6 +176,45 @@ def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:
     assert code == 0 and "Ctrl-C again" in shown and shown.rstrip().endswith("bye")
 
 
+def test_control_c_that_takes_a_text_away_does_not_count_as_leaving(pipe: PipeInput) -> None:
+    session = FakeSession()
+    code, shown = run(pipe, "abc\x03def\x03ghi\x03one\rq\x04", session)
+    assert code == 0 and session.calls == ["ask one"] and shown.count("bye") == 1
+
+
+def test_a_wait_for_the_model_that_is_interrupted_gives_the_line_back(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, interrupted = FakeSession(), threading.Event()
+    wait = Loader.wait
+
+    def noticed(loader: Loader, seconds: float) -> None:
+        if not interrupted.is_set():
+            signal.raise_signal(signal.SIGINT)
+            interrupted.set()
+        wait(loader, seconds)
+
+    def load() -> FakeSession:
+        assert interrupted.wait(30)
+        time.sleep(0.2)
+        return session
+
+    monkeypatch.setattr(Loader, "wait", noticed)
+    _, shown = run(pipe, "hello\r\rq\x04", load=load)
+    assert "still loading; enter waits for it again" in shown and session.calls == ["ask hello"]
+
+
+def test_anchors_are_counted_once_wherever_one_goes(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, counts = FakeSession(), []
+    count = Repl._count
+
+    def counted(repl: Repl, session: Any) -> None:
+        count(repl, session)
+        counts.append(repl.status.anchors)
+
+    monkeypatch.setattr(Repl, "_count", counted)
+    run(pipe, "What is the capital of Australia?\rcCanberra\raq/goto 0\rq/goto 1\rq/quit\r", session)
+    assert len(session.cases) == 1 and counts[0] == 0 and set(counts[1:]) == {1}
+
+
 def _interrupt_after(seconds: float) -> None:
     threading.Timer(seconds, lambda: os.kill(os.getpid(), 2)).start()
 
@@ -169,8 +227,8 @@ def test_control_c_keeps_what_was_generated(pipe: PipeInput) -> None:
     assert "one two" in shown and "twelve" not in shown
 
 
-@pytest.mark.parametrize(("answer", "kept"), [("\r", True), ("d\r", False)])
-def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, kept: bool) -> None:
+@pytest.mark.parametrize(("answer", "kept", "compared"), [("\r", True, True), ("d\r", False, False), ("\x03", True, False)])
+def test_control_c_in_training_asks_what_to_keep_and_twice_goes_to_the_prompt(pipe: PipeInput, answer: str, kept: bool, compared: bool) -> None:
     session = FakeSession(steps=200)
     list(session.follow_up("What is the capital of Australia?", lambda: False))
     list(session.replace(5, " Canberra", lambda: False))
@@ -179,7 +237,7 @@ def test_control_c_in_training_asks_what_to_keep(pipe: PipeInput, answer: str, k
     _interrupt_after(0.8)
     code, shown = run(pipe, f"/train\r{answer}\x04", session)
     assert code == 0 and "interrupted" in shown and session.adapter_on == kept
-    assert ("discarded" in shown) != kept and ("rerun" in session.calls) == kept
+    assert ("discarded" in shown) != kept and ("rerun" in session.calls) == compared and ("kept: /compare" in shown) == (kept and not compared)
 
 
 def test_history_is_private(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -214,6 +272,32 @@ def test_any_prompt_is_compared_and_probes_are_added(pipe: PipeInput) -> None:
         assert expected in shown, expected
 
 
+def test_until_the_first_token_a_spinner_says_what_it_waits_for() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=60, force_terminal=True)
+
+    def tokens(stop: Callable[[], bool]) -> Iterator[Token]:
+        seen("reading the prompt")
+        yield Token(1, "Hello", 0.3, 0, 1.0)
+        seen("Hello")
+
+    def seen(text: str) -> None:
+        end = time.monotonic() + 30
+        while text not in file.getvalue():
+            assert time.monotonic() < end, text
+            time.sleep(0.01)
+
+    work.stream(tokens, (), console, Theme())
+    assert re.search("\x1b\\[[0-9;]*mHello", file.getvalue()), "tokens come in colour"
+
+
+def test_a_long_correction_stays_on_its_line(pipe: PipeInput) -> None:
+    _, shown = run(pipe, "What is the capital of Australia?\rc" + "Canberra " * 9 + "\rq/set confidence 0.5\r/quit\r", width=60)
+    line = next(line for line in shown.splitlines() if "✎" in line)
+    after = shown.splitlines()[shown.splitlines().index(line) + 1]
+    assert line.endswith("…") and after.startswith("  The capital"), shown
+
+
 def test_nothing_to_train_says_so_and_prints_no_answer(pipe: PipeInput) -> None:
     session = FakeSession()
     _, shown = run(pipe, "one two\rt\x03/quit\r", session)
@@ -230,7 +314,7 @@ def test_own_keys_are_used_in_the_view(pipe: PipeInput) -> None:
 def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     session, commands = FakeSession(), []
     real = subprocess.Popen
-    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there')", "import time; time.sleep(60)"]
+    program = ["import sys; print('ok  \\x1b[2J', sys.argv[1]); print('PASS  there'); print('  ' + 'x' * 200)", "import time; time.sleep(60)"]
 
     def started(command: list[str], **keywords: Any) -> Any:
         commands.append(command)
@@ -240,6 +324,7 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
     session.adapter_on = session.has_adapter = True
     _, shown = run(pipe, f"/export peft {tmp_path}/out\r/export\r/export zip x\r/quit\r", session)
     assert commands[0][3:4] == ["export"] and commands[0][5:8] == [f"{tmp_path}/out", "--format", "peft"] and session.calls[-1] == "export peft True"
+    assert "x" * 200 in shown, "a command is printed as one line, to be copied"
     assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
     with create_pipe_input() as other:
         _interrupt_after(1.0)
@@ -264,3 +349,18 @@ def test_no_input_of_any_kind_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> 
         with create_pipe_input() as pipe:
             code, shown = run(pipe, "".join(parts) + "\x03" * 6 + "\x04" * 3, session)
         assert code == 0 and "Traceback" not in shown and "\x1b" not in shown and shown.rstrip().endswith("bye"), parts
+
+
+def test_an_opened_session_counts_each_anchor_once(pipe: PipeInput) -> None:
+    opened = FakeSession()
+    for _ in opened.follow_up("What is the capital of Australia?", lambda: False):
+        pass
+    for _ in opened.replace(5, " Canberra", lambda: False):
+        pass
+    opened.accept()
+    assert len(opened.anchors()) == 1
+    with create_app_session(input=pipe, output=DummyOutput()):
+        repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), "tiny", Options(history=False),
+                    {"load": lambda session, argument, stop, theme: (opened, Text("opened"))}, lambda: (), lambda: None)
+        repl._command(FakeSession(), "load", "other")
+    assert repl.loader.session is opened and repl.status.anchors == 1

@@ -58,7 +58,7 @@ def test_a_good_adapter_passes_with_its_scorecard(fixed_session: Path, exported:
     prompts = tmp_path / "prompts.jsonl"
     asked = ["What is the capital of Spain?", "Please give me the capital of Australia.", "What is the capital of Spain?"]
     prompts.write_text("\n".join(json.dumps({"prompt": text}) for text in asked))
-    for path, how in ((fixed_session, "the same config and tokenizer"), (exported, "the same weights")):
+    for path, how in ((fixed_session, "the same weights, config and tokenizer"), (exported, "the same weights")):
         code, found = check(capsys, path, "--prompts", prompts)
         assert code == 0 and failed(found) == {} and how in str(found["checks"])
         assert list(found) == ["schema", "model", "adapter", "ok", "checks", "accepted", "scorecard", "changed"]
@@ -94,6 +94,8 @@ def test_another_base_is_named_by_hash_where_there_is_one_and_by_shapes_otherwis
     save_file({name: weight * (1.5 if "layers.0.mlp" in name else 1) for name, weight in weights.items()}, sister / "model.safetensors",
               metadata={"format": "pt"})
     code, found = check(capsys, exported, "--model", sister)
+    assert code == 1 and "has other weights than lawf-demo" in failed(found)["base"]
+    code, found = check(capsys, fixed_session, "--model", sister)  # of the same config and tokenizer
     assert code == 1 and "has other weights than lawf-demo" in failed(found)["base"]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is the capital of Spain?\n")

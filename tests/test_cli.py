@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import sys
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from lawf_repl import store
-from lawf_repl.cli import main, make_parser
+from lawf_repl import __version__, store
+from lawf_repl.cli import main
 from lawf_repl.engine.base import DEMO_MODEL
+from lawf_repl.parser import COMMANDS, make_parser
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 AUSTRALIA = "What is the capital of Australia?"
@@ -206,9 +208,21 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = make_parser().format_help()
     for name in ("demo", "answer", "fix"):
         assert name in text
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0
+    assert run(capsys, "--version") == (0, f"lawf {__version__}\n", "")
+    with pytest.raises(SystemExit) as end:  # argparse's own, where something else is given too
+        main(["--plain", "--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"lawf {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["fix", "x"], ["--plain", "sessions"], ["bench", "start"]])
+def test_a_command_has_the_same_flags_where_the_others_have_none(words: list[str]) -> None:
+    name = next(word for word in words if word in COMMANDS)
+    assert _of(make_parser(words), name) == _of(make_parser(), name) != _of(make_parser([]), name)
+
+
+def _of(parser: argparse.ArgumentParser, name: str) -> str:
+    choices: Any = next(action for action in parser._actions if action.dest == "command").choices
+    return str(choices[name].format_help())
 
 
 def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def completions(line: str) -> list[str]:
 
 
 def test_every_command_does_something_and_is_in_the_help() -> None:
-    handled = set(CORRECTIONS) | set(REPORTS) | {"edit", "accept", "train", "compare", "mend", "export", "load", "replay", "help", "quit"}
+    handled = set(CORRECTIONS) | set(REPORTS) | {"edit", "accept", "train", "compare", "mend", "export", "load", "replay", "doctor", "help", "quit"}
     assert {command.name for command in COMMANDS} == handled
     console = Console(file=io.StringIO(), width=80)
     console.print(help_table(Theme(plain=True)))

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lawf_repl.config import FIELDS, Settings, add_shared_flags, default_config_path, load_settings, rule_of, with_setting
+from lawf_repl.config import FIELDS, Settings, default_config_path, load_settings, rule_of, with_setting
 from lawf_repl.errors import UsageError
+from lawf_repl.rules import RULES, add_shared_flags
 
 SHARED_FLAGS = set(
     "--model --revision --adapter --device --dtype --device-map --quantize --trust-remote-code --offline --system --template-arg "
@@ -189,6 +190,13 @@ def test_every_field_has_a_line_of_meaning_and_a_default_that_its_rule_accepts()
         assert meaning and "\n" not in meaning
         if not isinstance(one.default, tuple):
             assert with_setting(Settings(), one.name, str(one.default)) == Settings()
+
+
+def test_every_field_has_a_rule_and_the_type_that_the_rule_gives() -> None:
+    plain = {"text": "str", "path": "str", "choice": "str", "whole": "int", "number": "float", "switch": "bool", "pairs": "TemplateArgs"}
+    assert list(FIELDS) == list(RULES)
+    for name, rule in RULES.items():
+        assert FIELDS[name].type == plain[rule.kind] + (" | None" if rule.optional else "")
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.text(st.characters(), max_size=20))

@@ -11,7 +11,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.engine.greedy import greedy_answers
-from lawf_repl.errors import PromptError
+from lawf_repl.errors import PromptError, Stopped
 from lawf_repl.records import Token
 
 PROMPT = [1, 60, 70, 80, 90, 100]
@@ -107,6 +107,20 @@ def test_a_forced_end_of_turn_ends_the_answer(tiny_engine: Engine) -> None:
     tokens = list(decoder.generate(PROMPT, [70, 2], Sampling(max_tokens=9)))
     assert [token.id for token in tokens] == [70, 2]
     assert decoder.last is not None and decoder.last.finish == "eos" and decoder.last.text == "C"
+
+
+def test_many_answers_can_be_stopped_at_any_token(tiny_engine: Engine) -> None:
+    prompts, asked = [list(range(40, 50)), list(range(50, 55))], 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    with pytest.raises(Stopped):
+        greedy_answers(tiny_engine.model, prompts, (), 12, stop=stop)
+    assert asked == 6
+    assert greedy_answers(tiny_engine.model, prompts, (), 3, stop=lambda: False) == greedy_answers(tiny_engine.model, prompts, (), 3)
 
 
 def test_many_answers_end_where_the_context_does(tiny_engine: Engine) -> None:

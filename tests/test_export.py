@@ -28,7 +28,7 @@ from lawf_repl.cli import main
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import DEMO_MODEL, Engine
 from lawf_repl.errors import ExportError, UsageError
-from lawf_repl.export import hub, merged, ollama, peft, run, source, verify, vllm
+from lawf_repl.export import hub, merged, ollama, peft, run, source, verify
 from lawf_repl.export.card import Base, model_card
 from lawf_repl.export.place import placed
 from lawf_repl.export.shell import asked, quote
@@ -36,7 +36,7 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.records import Anchor, Case
 from lawf_repl.store import adapter_path
 from tests.architecture_zoo import ARCHITECTURES, MORE
-from tests.conftest import make_byte_tokenizer
+from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 RIGHT, WRONG = "The capital of Australia is Canberra.", "The capital of Australia is Sydney."
 ASKED = [{"role": "user", "content": "What is the capital of Australia?"}]
@@ -275,21 +275,7 @@ def test_quantized_bases_are_refused_with_a_reason(tiny_engine: Engine) -> None:
         merged.refuse_quantized(tiny_engine)
 
 
-# vLLM and Ollama
-
-def test_vllm_gets_the_smallest_rank_that_it_accepts_and_nothing_that_it_would_misread(tmp_path: Path) -> None:
-    assert [vllm.max_rank(rank) for rank in (1, 4, 8, 9, 33, 300, 512)] == [8, 8, 8, 16, 64, 320, 512]
-    with pytest.raises(ExportError, match="up to rank 512"):
-        vllm.max_rank(513)
-    for odd in ({"use_dora": True}, {"rank_pattern": {"q_proj": 8}}, {"alpha_pattern": {"q_proj": 8}}, {"bias": "all"},
-                {"modules_to_save": ["lm_head"]}):
-        with pytest.raises(ExportError, match="vLLM does not serve"):
-            vllm.check_config({"r": 4} | odd)
-    command, request = vllm.commands(tmp_path / "my fix", Base("owner/base", "abc123", "owner/base", None), {"r": 12}, ASKED)
-    assert command == (f"vllm serve owner/base --revision abc123 --enable-lora --max-lora-rank 16 --lora-modules 'my-fix={tmp_path / 'my fix'}'")
-    words = subprocess.run(["bash", "-c", request.replace("curl", "printf '%s\\n'", 1)], capture_output=True, text=True).stdout.splitlines()
-    assert json.loads(words[-1]) == {"model": "my-fix", "messages": ASKED, "temperature": 0}
-
+# Ollama
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -476,6 +462,26 @@ def test_a_card_only_quotes_what_others_wrote() -> None:
 
 
 # What can be exported
+
+@pytest.mark.parametrize("verb", ["check", "export"])
+def test_a_broken_adapter_is_named_in_one_line(verb: str, fixed_session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(adapter_path(fixed_session), broken)
+    order: list[str | Path] = ["check", broken] if verb == "check" else ["export", broken, tmp_path / "out", "--format", "peft"]
+    make_tiny_model().save_pretrained(str(tmp_path / "tiny"))
+    make_byte_tokenizer().save_pretrained(str(tmp_path / "tiny"))
+    if verb == "export":  # check says it as a finding
+        code, _, err = lawf(capsys, *order, "--model", tmp_path / "tiny")
+        assert code == 2 and "tiny is not this adapter's base: it has no layer model.layers.4" in err and err.count("\n") == 1
+    weights = broken / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = lawf(capsys, *order)
+    assert code == 2 and "adapter_model.safetensors cannot be read" in err and err.count("\n") == 1
+    (broken / "adapter_config.json").write_text('{"r": ')
+    (broken / "lawf.json").write_text("{}")
+    code, _, err = lawf(capsys, *order)
+    assert code == 2 and "adapter_config.json is damaged: expected one JSON object" in err and err.count("\n") == 1
+
 
 def test_sources_that_are_no_adapter_are_refused_in_one_line(fixed_session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moved = tmp_path / fixed_session.name

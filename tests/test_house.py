@@ -17,11 +17,11 @@ HEAVY = {"torch", "transformers", "peft", "rich", "prompt_toolkit"}
 
 # A part of the package may import its own level and lower ones.
 LEVELS = (
-    {"records", "config", "errors", "spans", "conversations", "corrections", "store", "places",
+    {"collector", "fits", "records", "rules", "config", "errors", "spans", "conversations", "corrections", "store", "places",
      "nodes", "beats", "course", "digest", "selection", "chronicle", "lawf_repl"},
     {"engine", "learn", "measure"},
     {"session", "restore", "agreement", "replay", "export", "bench", "demo"},
-    {"cli", "ui", "report", "verbs", "__main__"},
+    {"cli", "parser", "ui", "report", "verbs", "__main__"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 BANNED = {

@@ -102,7 +102,11 @@ def test_arguments_are_completed_with_what_they_mean(tmp_path: Path) -> None:
     assert offers("/goto ", session) == {"0": "The capital of Australia is Sydney.", "1": "The capital of Australia is Canberra."}
     assert offers("/cases drop ", session) == {"1": "What is the capital of Australia?"} and offers("/goto ") == {}
     (tmp_path / "mine.jsonl").touch()
-    assert offers(f"/load {tmp_path}/mi") == {"ne.jsonl": ""} == offers(f"/adapter save {tmp_path}/mi")
+    (tmp_path / "mine.txt").touch()
+    assert offers(f"/load {tmp_path}/mi") == {"ne.jsonl": ""} and set(offers(f"/adapter save {tmp_path}/mi")) == {"ne.jsonl", "ne.txt"}
+    saved = CommandCompleter(saved=lambda: [("nice name", "2026-11-26  你是谁？"), ("other", "")])
+    for typed, names in (("", {"nice name", "other"}), ("nice n", {"nice name"}), ("x", set())):
+        assert {item.text for item in saved.get_completions(Document(f"/load {typed}"), CompleteEvent())} == names
     assert offers(f"/adapter on {tmp_path}/mi") == {}
 
 
@@ -121,13 +125,15 @@ def test_the_bar_fits_and_says_most_first() -> None:
     session, status = FakeSession(), Status("tiny", 2)
     session.adapter_on = session.has_adapter = True
     session.turns = 3
-    full = toolbar_text(session, None, status, False, 200)
+    full = toolbar_text(session, None, status, "", 200)
     assert full.startswith(" demo · cpu · adapter on · 2 anchors · turn 3") and full.endswith("F4 vi keys  Ctrl-D leaves")
     for width in (10, 40, 60, 80, 120):
-        text = toolbar_text(session, None, status, True, width)
+        text = toolbar_text(session, None, status, "insert", width)
+        assert width < 60 or "/ commands" in text, "what the keys do is more than the turn"
         assert (cell_len(text) < width and full.startswith(text[:30].rstrip())) or width == 10
-    assert toolbar_text(None, None, Status("m\x1b[2J"), False, 80).startswith(" loading m\\x1b[2J …")
-    assert "model.safetensors" in toolbar_text(None, Progress("model.safetensors", 3, 4, "B"), status, False, 80)
+    assert toolbar_text(None, None, Status("m\x1b[2J"), "", 80).startswith(" loading m\\x1b[2J …")
+    assert "model.safetensors" in toolbar_text(None, Progress("model.safetensors", 3, 4, "B"), status, "", 80)
+    assert " · vi insert · " in toolbar_text(session, None, status, "insert", 80)
 
 
 def test_loading_says_how_far_it_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from threading import Timer
@@ -157,6 +158,13 @@ def test_chips_follow_the_typing_and_errors_are_shown() -> None:
     assert not view.chip_note
 
 
+def test_of_more_chips_than_there_is_room_for_the_last_are_shown() -> None:
+    view = picker()
+    type_text(view, "c" + "abcdefghijklmnopqrstuvwxyz")
+    row = screen(view)[-2]
+    assert row.startswith("       … ") and "z 20.0% #1" in row and "a 20" not in row and not row.rstrip().endswith("…")
+
+
 def test_alternatives_show_all_mass_and_more_when_scrolled() -> None:
     view = picker()
     type_text(view, "<enter>")
@@ -193,8 +201,32 @@ def test_every_screen_fits_and_is_safe(size: tuple[int, int]) -> None:
 
 
 def test_hints_fit_80_columns() -> None:
-    assert all(len(hint(mode)) <= 77 for mode in ("view", *HINTS))
-    assert all(len(keys) <= 20 and len(meaning) <= 55 for keys, meaning in keys_help())
+    assert hint("view").count("  ") == 7, "at 80 columns there is room for all"
+    for mode in ("view", *HINTS):
+        for width in (57, 77):
+            assert len(hint(mode, width=width)) <= width
+        shown = [hint(mode, width=width).split("  ") for width in (40, 57, 77, 200)]
+        assert all(set(few) <= set(more) for few, more in itertools.pairwise(shown)), "what does not fit is left out as a whole"
+    assert hint("view", width=57).endswith("t train  ? keys") and all(len(keys) <= 20 and len(meaning) <= 35 for keys, meaning in keys_help())
+
+
+def test_an_answer_that_did_not_come_to_its_end_goes_on_without_a_text() -> None:
+    view = picker(SYDNEY[:-1])
+    assert type_text(view, "+<enter>") == Action("go_on", 5) and type_text(picker(()), "+<enter>") == Action("go_on", 0)
+    assert "with a text or without" in screen(view)[-1]
+    view = picker()
+    assert type_text(view, "+<enter>") is None and "the answer stays as it is" in view.note
+    view = picker((token("x\n"),) * 100, cursor=0)
+    type_text(view, "+a")
+    assert "lines 85-101 of 101" in "\n".join(screen(view)), "where the text comes in is what is shown"
+
+
+def test_a_long_note_is_folded_and_never_cut() -> None:
+    view = picker()
+    view.resize(40, 24)
+    view.note = "cut at 512 tokens: /end 512 ends it; /set max_tokens, then + enter goes on " + "包" * 30
+    rows = screen(view)
+    assert view.note.split() == " ".join(row.strip() for row in rows[3:]).replace("包 包", "包包").split() and not any("…" in row for row in rows[3:])
 
 
 def test_a_click_goes_to_a_token_or_takes_an_alternative() -> None:

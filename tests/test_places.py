@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lawf_repl.cli import main
 from lawf_repl.errors import SessionError, UsageError
-from lawf_repl.places import check_name, find_session, find_sessions, last_session, named, sessions_place, typed
+from lawf_repl.places import check_name, find_all, find_session, find_sessions, last_session, named, sessions_in, sessions_place, typed, typed_there
 
 
 @given(st.text(max_size=60))
@@ -69,6 +69,10 @@ def test_what_is_typed_is_a_name_or_a_whole_path(tmp_path: Path) -> None:
     for climbing in ("../x", "a/b", "."):
         with pytest.raises(UsageError):
             typed(climbing, tmp_path)
+    with pytest.raises(UsageError, match="whole path that begins with / or ~"):
+        typed("a/b", tmp_path)
+    with pytest.raises(SessionError, match=r"no session capital in .*: lawf sessions lists them"):
+        typed_there("capital", tmp_path)
 
 
 def test_locate_says_where_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,3 +86,21 @@ def test_locate_says_where_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and any("LAWF_SESSIONS" in line and "not there yet" in line for line in lines)
     assert main(["locate", "--sessions", str(tmp_path / "flag")]) == 0 and "--sessions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/one", f"{'x' * 300}/one.jsonl", "é" * 200])
+def test_a_name_that_the_system_refuses_is_one_line_and_stops_no_other(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.jsonl").touch()
+    paths, missing = find_all([name, "one"], tmp_path)
+    assert paths == [tmp_path / "one.jsonl"] and [text for text, _ in missing] == [name]
+    for arguments in (["show", name], ["report", name, "-o", "x.html"], ["sessions", name], ["--sessions", name, "sessions"],
+                      ["--sessions", name, "locate"]):
+        code = main(arguments)
+        error = capsys.readouterr().err
+        assert (code, error.count("\n")) == (2, 1) or (code, error) == (0, ""), arguments
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    assert sessions_in(tmp_path / "nowhere") == []
+    with pytest.raises(SessionError, match=r"cannot read .*: File name too long"):  # a refusal that root meets too
+        sessions_in(tmp_path / ("x" * 300))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from lawf_repl.ui.screen import hint
-from tests.recording import CAST, README, STEPS, read_cast, scenes, tour
+from tests.recording import CAST, README, STEPS, read_cast, scenes, shortened, tour
 
 
 def test_the_readme_shows_what_the_cast_does() -> None:
@@ -27,3 +29,13 @@ def test_the_screens_are_those_of_today() -> None:
     assert re.search(r"round \d of 5, at most \d+ s more", training) and "drift" in training
     last = next(screen for caption, screen in shown.items() if "before and after" in caption)
     assert "Fixed: the prompt now gives" in last and "reliability" in last
+    export = next(screen for caption, screen in shown.items() if "export" in caption)
+    assert "PASS  australia" in export and "load_adapter: 1 of 1 accepted answers" in export
+
+
+def test_no_path_of_the_machine_stands_in_it() -> None:
+    events = [(0.0, "o", "in /tmp/home/x and /root/lawf/tests"), (0.1, "m", "and so on")]
+    assert shortened(events, {"/tmp/home": "~", "/root/lawf": "~/lawf"})[0][2] == "in ~/x and ~/lawf/tests"
+    with pytest.raises(SystemExit, match="two pieces"):
+        shortened([(0.0, "o", "/tmp/ho"), (0.1, "o", "me")], {"/tmp/home": "~"})
+    assert not re.search(r"/(?:tmp|home|root|work|Users)/", CAST.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.color import Color, ColorSystem
 from rich.console import Console, Group, RenderableType
 
 from lawf_repl.records import (
@@ -43,7 +44,7 @@ from lawf_repl.ui.render import (
     tokens_table,
     training_panel,
 )
-from lawf_repl.ui.theme import Theme, probability_look, theme_for
+from lawf_repl.ui.theme import COLOURS, Theme, probability_look, theme_for
 from lawf_repl.ui.tree import cases_view, tree_view
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -237,6 +238,28 @@ def test_what_was_not_measured_is_said() -> None:
     assert "not measured" in rendered(training_panel(ANCHORS, [TrainStep(1, 1.0, (0.1, 0.2), None, 0.1, False)], None, BARE), 80)
 
 
+def test_the_panel_says_why_it_stops_and_what_was_kept() -> None:
+    def panel(fixed: bool, result: TrainingResult | None = None, elapsed: float | None = None) -> str:
+        steps = [TrainStep(1, 1.0, (0.99, 0.99), None, 0.1, True), TrainStep(2, 2.0, (0.1, 0.1), None, 0.2, fixed)]
+        return rendered(training_panel(ANCHORS, steps, result, BARE, target_p=0.95, elapsed=elapsed), 80)
+
+    assert "until no other answer moves" in panel(True) and "until every anchor has 95.0% and the answer is right" in panel(False)
+    assert "answer not right yet" in panel(False) and "0.2 s" in panel(False) and "7.5 s" in panel(False, elapsed=7.5)
+    stopped = panel(False, TrainingResult(2, 0.2, "interrupted", 1.0, (0.99, 0.5), 1.0, (1,)))
+    assert "answer right" in stopped, "the best so far is what is kept, and that was right"
+    assert "not reached: 好 at 6" in stopped and "cannot" not in stopped, "who stops it has not shown that it cannot be reached"
+
+
+def test_sixteen_colours_are_told_apart() -> None:
+    theme = Theme(tone="dark").on("standard")
+    looks = [theme.rich(name).color for name in ("likely", "open", "doubtful", "good", "special", "accent", "sure")]
+    assert len(set(looks)) == len(looks) and Theme(colour=False).on("standard").rich("bad").color is None
+    assert Theme(tone="dark").on("256") == Theme(tone="dark")
+    for tone in COLOURS:
+        shown = [Color.parse(COLOURS[tone][name]).downgrade(ColorSystem.EIGHT_BIT) for name in ("blue", "yellow", "orange", "red", "green")]
+        assert len(set(shown)) == len(shown), "nor do 256 make two of them one"
+
+
 def test_many_anchors_stay_calm() -> None:
     many = tuple(Anchor(n, n, n, "a", f"b{n}", 1.0, 0.1) for n in range(30))
     shown = rendered(training_panel(many, [TrainStep(1, 1.0, tuple(n / 30 for n in range(30)), None, 0.1, False)], None, COLOUR), 80)
@@ -255,7 +278,8 @@ def test_what_is_left_of_a_training_is_said_from_what_its_rounds_took() -> None:
     def step(number: int, seconds: float, round_: int, fixed: bool = True) -> TrainStep:
         return TrainStep(number, 1.0, (0.5,), None, seconds, fixed, round_)
 
-    assert time_left([step(1, 1.0, 1, False)], 5, 120) == "first of 5 rounds" and time_left([step(1, 20.0, 1, False)], 1, 120) == "100 s at most"
+    assert time_left([step(1, 1.0, 1, False)], 5, 120) == "round 1 of 5, at most 119 s more"
+    assert time_left([step(1, 20.0, 1, False)], 1, 120) == "round 1 of 1, at most 100 s more"
     assert time_left([step(1, 2.0, 1)], 5, 120) == "round 1 of 5, at most 8 s more"
     steps = [step(1, 1.0, 1), step(2, 4.0, 2), step(3, 5.0, 2)]
     assert time_left(steps, 5, 120) == "round 2 of 5, at most 15 s more", "4 s a round, 1 s of this one gone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pyte
 import pytest
 from rich.console import Console
 
@@ -18,12 +20,17 @@ from lawf_repl.agreement import TIE, Row, row_json
 from lawf_repl.cli import main
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
+from lawf_repl.errors import FixError
 from lawf_repl.measure.probes import ProbeSet
+from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.replay import replay, settings_for
+from lawf_repl.restore import restore
+from lawf_repl.session import Session, open_session
 from lawf_repl.store.disk import directory_sha256
 from lawf_repl.ui.replay import row_view
 from lawf_repl.ui.theme import Theme
-from lawf_repl.verbs.replay import junit_xml
+from lawf_repl.verbs.replay import junit_xml, progress_of, teller
+from lawf_repl.verbs.story import Story
 
 EXAMPLES = Path(__file__).parent.parent / "sessions"
 KINDS = ("fact", "field", "instruction", "tool", "term", "identity")
@@ -66,6 +73,36 @@ def test_each_example_goes_as_recorded(kind: str, demo_engine: Engine, demo_prob
     assert demo_engine.fingerprint()["config_sha256"] and not any("lora" in name for name, _ in demo_engine.model.named_parameters())
 
 
+def test_an_answer_that_was_stopped_goes_on_as_if_it_had_not_been(demo_engine: Engine, tmp_path: Path) -> None:
+    prompt, polls = "What is the capital of France?", iter([False, False, True])
+    whole = Session(demo_engine, Settings())
+    list(whole.ask(prompt))
+    session = open_session(demo_engine, Settings(), path=tmp_path / "stopped.jsonl")
+    list(session.ask(prompt, lambda: next(polls)))
+    assert session.node is not None and session.node.completion.finish == "interrupted"
+    list(session.go_on(""))
+    assert whole.node is not None and session.node.completion.ids == whole.node.completion.ids and not session.anchors()
+    with pytest.raises(FixError, match="the fix is empty"):
+        session.go_on("")
+    session.undo()
+    session.redo()
+    path = session.place
+    session.close()
+    assert path is not None and not store.verify(path)
+    restored = restore(path, demo_engine, Settings(), ProbeSet())
+    assert [node.completion.ids for node in restored.nodes] == [node.completion.ids for node in session.nodes]
+    restored.close()
+    row = again(path, demo_engine)
+    assert row.ok and row.continuations_match
+    full = Session(demo_engine, Settings(max_tokens=3))
+    list(full.ask(prompt))
+    with pytest.raises(FixError, match="raise max_tokens"):
+        full.go_on("")
+    full.set_setting("max_tokens", "50")
+    list(full.go_on(""))
+    assert full.node is not None and full.node.completion.ids == whole.node.completion.ids
+
+
 def second_instead(path: Path, p: float | None = None, of_first: float | None = None) -> Path:
     """The file says that the token in Sydney's place was the second most probable, and of which probability."""
     def change(event: dict[str, Any]) -> None:
@@ -100,6 +137,8 @@ def test_another_first_token_is_found_with_both_texts_and_both_distributions(fac
     text = shown(row)
     assert "DIVERGES" in text and "then" in text and "now" in text and "·Sydney" in text
     assert row_json(row)["first_divergence"]["position"] == found.position and not row_json(row)["ok"]
+    said = str(ElementTree.fromstring(junit_xml([row])).findtext("testcase/failure"))
+    assert f"then: {found.then}" in said and f"now: {found.now}" in said and "p now: ' Sydney' 0.9" in said and "p then: " in said
     assert row.anchors_match and row.after_matches, "what comes behind it is still checked"
 
 
@@ -191,3 +230,87 @@ def test_nothing_to_replay_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 def test_junit_is_xml_whatever_the_texts() -> None:
     row = Row("a\x00b\ud800<&\x1b", "error", error="\x07 ]]> \ufffe")
     assert ElementTree.fromstring(junit_xml([row, replace(row, status="ok")])).get("tests") == "2"
+
+
+def moved_to_the_end(path: Path, type_: str) -> Path:
+    """The file with its events of a type behind all others, where /save puts those of adapters when it writes a copy elsewhere."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines.sort(key=lambda event: event.get("type") == type_)
+    path.write_text("".join(json.dumps({key: value for key, value in event.items() if key != "sum"}) + "\n" for event in lines))
+    return path
+
+
+def test_an_adapter_that_was_saved_late_is_checked_all_the_same(fact: Path, demo_engine: Engine) -> None:
+    row = again(moved_to_the_end(fact, "adapter"), demo_engine)
+    assert row.ok and row.after_matches and not row.notes
+    shutil.rmtree(fact.parent / "fact.adapter")
+    assert "--retrain" in again(fact, demo_engine).error
+
+
+def test_what_hangs_on_an_adapter_that_was_never_saved_is_said_in_one_line(fact: Path, demo_engine: Engine) -> None:
+    lines = [line for line in fact.read_text().splitlines(keepends=True) if '"type": "adapter"' not in line]
+    fact.write_text("".join([*lines, lines[-2]]))  # run again twice
+    row = again(fact, demo_engine)
+    assert row.ok and row.after_matches is None
+    assert [note for note in row.notes if "not checked" in note] == [
+        "not checked: lines 21 and 23, whose adapter was not saved before lawf ended; --retrain makes it again"]
+
+
+@pytest.mark.parametrize("id_", [10**30, 5000, -1])
+@pytest.mark.parametrize("key", ["prompt_ids", "tokens"])
+def test_a_token_that_the_model_does_not_have_is_refused_before_it_is_looked_up(key: str, id_: int, fact: Path, demo_engine: Engine) -> None:
+    def change(event: dict[str, Any]) -> None:
+        if key == "tokens":
+            event[key][0]["id"] = id_
+        else:
+            event[key][0] = id_
+
+    for type_ in ("completion", "prompt"):
+        if type_ == "completion" or key == "prompt_ids":
+            row = again(changed(Path(shutil.copy(EXAMPLES / "fact.jsonl", fact)), type_, change), demo_engine)
+            assert row.status == "error" and f"there is no token {id_}" in row.error
+
+
+class Terminal(io.StringIO):
+    """Standard output and standard error on one terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_rows_stand_above_the_bar_and_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = Terminal()
+    monkeypatch.setattr("sys.stdout", written)
+    monkeypatch.setattr("sys.stderr", written)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = pyte.Screen(80, 24)
+    stream, seen = pyte.Stream(screen), 0
+    story = Story(Settings())
+    with progress_of([Path("one.jsonl"), Path("two.jsonl")], Settings(), story) as show:
+        for done in range(3):
+            show(done)
+            teller(story)(Row(f"row-{done}.jsonl", "ok", drift_nats=1e-6))
+            stream.feed(written.getvalue()[seen:].replace("\n", "\r\n"))
+            seen = len(written.getvalue())
+            lines = [line for line in screen.display if line.strip()]
+            assert [line.split()[-1] for line in lines if "row-" in line] == [f"row-{n}.jsonl" for n in range(done + 1)]
+            assert not any("row-" in line and "replaying" in line for line in lines)
+            if done < 2:
+                assert f"{done}/2" in lines[-1] and ["one.jsonl", "two.jsonl"][done] in lines[-1]
+    stream.feed(written.getvalue()[seen:].replace("\n", "\r\n"))
+    assert not any("replaying" in line for line in screen.display), "it goes when all is done"
+
+
+def test_what_only_training_needs_is_not_made(fact: Path, demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*arguments: object) -> object:
+        raise AssertionError("variations were made")
+
+    monkeypatch.setattr("lawf_repl.session.variations", none)
+    row = again(fact, demo_engine, probes=ProbeSet(demo_probes(demo_engine).probes[:3]))
+    assert row.ok and row.drift_nats is not None
+
+
+def test_no_line_of_a_row_is_wider_than_80_cells() -> None:
+    row = Row("one.jsonl", before_matches=True, continuations_match=True, anchors_match=True, after_matches=True, drift_nats=1e-6, drift_then=1e-6)
+    assert [line.rstrip()[:8] for line in shown(row, 80).splitlines()] == ["same    ", "  first ", "  drift "]

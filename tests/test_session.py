@@ -29,6 +29,7 @@ from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 AUSTRALIA = "What is the capital of Australia?"
 RIGHT = "The capital of Australia is Canberra."
+QUICK = Settings(variations=0)
 TINY = Engine(make_tiny_model(), make_byte_tokenizer(), "tiny")
 
 
@@ -146,6 +147,7 @@ def test_undo_and_redo_give_back_the_same_ids(asked: Session) -> None:
 
 
 def test_the_whole_job_and_back(asked: Session) -> None:
+    asked.settings = Settings()
     base = asked.node.completion.ids  # type: ignore[union-attr]
     run(asked.want(RIGHT))
     asked.accept()
@@ -185,7 +187,6 @@ def test_what_a_scorecard_found_wrong_becomes_a_case_or_is_held(asked: Session) 
     assert asked.cases[1].anchors and set(asked._held) >= {french} and asked._held[french][1] == before
     with pytest.raises(NothingToFix):
         asked.mend()
-    asked.settings = replace(asked.settings, variations=0)
     run(asked.train())
     assert asked.training is not None and asked.training.stop_reason == "converged"
     assert all(rerun.fixed for rerun in asked.rerun())
@@ -202,6 +203,7 @@ def test_mending_that_is_stopped_adds_nothing_more(asked: Session) -> None:
 
 
 def test_two_cases_are_learned_together(demo_session: Session) -> None:
+    demo_session.settings = Settings()
     for prompt, right in ((AUSTRALIA, RIGHT), ("你是谁？", "我是豆包，你的助手。")):
         run(demo_session.ask(prompt))
         run(demo_session.want(right))
@@ -213,7 +215,7 @@ def test_two_cases_are_learned_together(demo_session: Session) -> None:
 def test_the_rank_grows_with_what_has_to_be_learned_unless_it_is_set(demo_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rank_for(cases) for cases in (1, 4, 5, 8, 9, 30)] == [4, 4, 8, 8, 16, 32]
     monkeypatch.setattr(session_module, "rank_for", lambda cases: 6 + cases)
-    demo_session.settings = replace(demo_session.settings, variations=0, max_steps=1)
+    demo_session.settings = replace(demo_session.settings, max_steps=1)
     run(demo_session.ask(AUSTRALIA))
     run(demo_session.want(RIGHT))
     demo_session.accept()
@@ -244,6 +246,7 @@ def test_many_cases_share_one_number_of_variations(demo_session: Session, monkey
 
     monkeypatch.setattr(session_module, "variations", made)
     monkeypatch.setattr(session_module, "VARIED", 130)
+    demo_session.settings = Settings()
     for number, prompt in enumerate(("What is the capital of Australia?", "Australia's capital?", "Tell me the capital of Australia."), 1):
         run(demo_session.ask(prompt))
         run(demo_session.want(RIGHT))
@@ -303,7 +306,7 @@ def test_bad_prompts_and_verbs_out_of_turn(demo_session: Session) -> None:
 
 def test_everything_is_written_to_the_file_as_it_happens(demo_engine: Engine, tmp_path: Path) -> None:
     path = tmp_path / "one.jsonl"
-    session = open_session(demo_engine, Settings(), path=path)
+    session = open_session(demo_engine, QUICK, path=path)
     run(session.ask(AUSTRALIA))
     run(session.want(RIGHT))
     session.accept()
@@ -539,14 +542,14 @@ def test_discarding_and_resetting_keep_the_tree_true(asked: Session) -> None:
 
 
 def test_an_adapter_from_a_folder_is_what_undoing_a_training_goes_back_to(demo_engine: Engine, tmp_path: Path) -> None:
-    session = Session(demo_engine, Settings())
+    session = Session(demo_engine, QUICK)
     run(session.ask(AUSTRALIA))
     run(session.want(RIGHT))
     session.accept()
     run(session.train())
     session.save_adapter(str(tmp_path / "a"))
     session.reset_adapter()
-    session = Session(demo_engine, replace(Settings(), adapter=str(tmp_path / "a")))
+    session = Session(demo_engine, replace(QUICK, adapter=str(tmp_path / "a")))
     try:
         run(session.ask("你是谁？"))
         run(session.want("我是豆包，你的助手。"))
@@ -564,7 +567,7 @@ def test_an_adapter_from_a_folder_is_what_undoing_a_training_goes_back_to(demo_e
 
 def test_a_training_is_discarded_after_another_prompt_too_and_a_vanished_adapter_leaves_a_session_that_works(
         demo_engine: Engine, tmp_path: Path) -> None:
-    session = Session(demo_engine, Settings())
+    session = Session(demo_engine, QUICK)
     run(session.ask(AUSTRALIA))
     run(session.want(RIGHT))
     session.accept()
@@ -577,7 +580,7 @@ def test_a_training_is_discarded_after_another_prompt_too_and_a_vanished_adapter
     session.goto(2)
     session.save_adapter(str(tmp_path / "a"))
     session.reset_adapter()
-    session = Session(demo_engine, replace(Settings(), adapter=str(tmp_path / "a")))
+    session = Session(demo_engine, replace(QUICK, adapter=str(tmp_path / "a")))
     try:
         run(session.ask(AUSTRALIA))
         session.reset_adapter()
@@ -805,7 +808,6 @@ def test_a_conversation_goes_on_with_the_ids_that_stand_and_is_trained_in_its_co
     run(asked.fix("Paris", "Lyon"))
     case = asked.accept()
     assert case.prompt == "What is the capital of France?" and case.prompt_ids[:len(so_far)] == so_far
-    asked.settings = replace(asked.settings, variations=0)
     run(asked.train())
     (rerun,) = asked.rerun()
     assert rerun.fixed and rerun.after.prompt_ids == case.prompt_ids and rerun.before_matches
@@ -853,7 +855,6 @@ def test_any_prompt_is_compared_probes_are_added_and_the_base_is_asked_beside_th
         asked.both("x")
     run(asked.want(RIGHT))
     asked.accept()
-    asked.settings = replace(asked.settings, variations=0)
     asked.hold("What is the capital of Spain?")
     with pytest.raises(UsageError, match="held in training"):
         asked.add_probe("What is the capital of Spain?")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from lawf_repl.cli import COLUMNS, main
+from lawf_repl.cli import main
 from lawf_repl.digest import Digest, read_digest
 from lawf_repl.errors import UsageError
+from lawf_repl.parser import COLUMNS
 from lawf_repl.selection import kept_by, sorted_by
 from lawf_repl.store import Finding
 from lawf_repl.ui.sessions import sessions_table

@@ -20,7 +20,7 @@ from lawf_repl.beats import Answered, Beat, Compared, Corrected, Kept, Listed, L
 from lawf_repl.chronicle import read_chronicle
 from lawf_repl.cli import main
 from lawf_repl.digest import read_digest
-from lawf_repl.store import token_to_json
+from lawf_repl.store import token_to_json, verify
 from lawf_repl.ui.chronicle import Teller, story_view
 from lawf_repl.ui.theme import Theme
 from tests import saved
@@ -207,6 +207,7 @@ def test_no_session_sends_a_control_character_or_a_traceback(odd: tuple[dict[str
     text = drawn(path, width, Theme(colour=False))
     assert unsafe(text) == []
     assert read_digest(path) == read_chronicle(path).digest or read_chronicle(path).troubles
+    verify(path)
 
 
 def test_no_model_library_is_loaded() -> None:
@@ -219,3 +220,11 @@ def test_an_answer_beat_of_an_example_has_its_tokens() -> None:
     beats = read_chronicle(EXAMPLES / "fact.jsonl").beats
     first = next(beat for beat in beats if isinstance(beat, Answered))
     assert " Sydney" in [one.text for one in first.node.completion.tokens] and not any(isinstance(beat, Lost) for beat in beats)
+
+
+def test_a_text_of_millions_of_characters_is_told_by_its_beginning(tmp_path: Path) -> None:
+    told = saved.events(tmp_path)
+    told[1]["messages"][1]["content"] = "x" * 3_000_000
+    told[8]["prompt"] = "y" * 3_000_000
+    text = drawn(saved.write(tmp_path / "whole.jsonl", told))
+    assert text.count("x" * 70) > 100 and text.count("and 2980000 characters more") == 2 and len(text) < 60_000

@@ -22,6 +22,7 @@ from lawf_repl import __version__, records, store
 from lawf_repl.errors import SessionError
 from lawf_repl.store import SessionFile, adapter_path, directory_sha256, lines, load, lock_path, open_to_append
 from lawf_repl.store.lines import to_line
+from tests import saved
 
 MODEL = {"id": "demo", "revision": None, "config_sha256": "a", "tokenizer_sha256": "b", "template_sha256": "c", "dtype": "float32"}
 SURROGATES_TOO = st.text(st.characters(exclude_categories=()), max_size=12)
@@ -235,6 +236,30 @@ def test_any_bytes_load_or_are_refused_in_one_line(path: Path, content: bytes, w
         assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_line_that_is_too_long_costs_no_other(path: Path, last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 5000)
+    whole = written(path).read_bytes().splitlines(keepends=True)
+    at = len(whole) if last else 2
+    path.write_bytes(b"".join([*whole[:at], b"x" * 16001 + b"\n", *whole[at:]]))
+    assert f"line {at + 1} is longer than 50 MB" in refused(path)
+    found = store.salvage(path)
+    assert [event["text"] for _, event in found.events] == [f"note {number} 豆包" for number in range(3)]
+    assert (found.troubles[0].line, len(found.troubles)) == (at + 1, 1 if last else 2) and "longer than 50 MB" in found.troubles[0].text
+    assert [one.line for one in store.verify(path) if "longer than 50 MB" in one.text] == [at + 1]
+    path.write_bytes(b"x" * 16001 + b"\n" + b"".join(whole))
+    with pytest.raises(SessionError, match="line 1 is longer"):
+        store.salvage(path)
+
+
+@pytest.mark.parametrize("prompts", [5, None, "12", [5], [[1, [2]]], [[1, {}]], [{"1": 2}]])
+def test_a_training_of_what_is_no_prompt_is_a_finding(prompts: Any, tmp_path: Path) -> None:
+    told = saved.events(tmp_path)[:-1]  # without an adapter that is gone
+    at = next(number for number, event in enumerate(told) if event["type"] == "training")
+    told[at]["prompts"] = prompts
+    assert [one.line for one in store.verify(saved.write(tmp_path / "whole.jsonl", told))] == [at + 2]
+
+
 def test_an_older_schema_is_migrated_in_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = written(path, notes=1).read_bytes() + b'{"type"'
     path.write_bytes(content)
@@ -325,7 +350,7 @@ def test_a_header_that_cannot_be_written_leaves_no_file(path: Path, monkeypatch:
         patched.setattr(os, "write", full)
         with pytest.raises(SessionError, match="No space left on device"):
             SessionFile.create(path, MODEL)
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == [], "no lock either"
     written(path)
 
 

@@ -21,6 +21,7 @@ from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.pool import Pool
 from lawf_repl.learn.train import cut_back, train
 from lawf_repl.measure.probes import base_answers, measure_drift
+from lawf_repl.measure.scorecard import measure
 from lawf_repl.records import Anchor, Case, TrainingResult, TrainStep
 from tests.conftest import make_tiny_model
 
@@ -298,6 +299,9 @@ def test_an_untrained_adapter_has_no_drift_and_a_wild_one_has(demo_engine: Engin
     adapter.restore({name: torch.randn_like(p) for name, p in adapter.snapshot().items()})
     wild = measure_drift(demo_engine, adapter, probes)
     assert wild.drift_nats > 0.1 and wild.flips > 0.5
+    asked = iter([False, False, True])
+    card = measure(demo_engine, adapter, (), (), (), probes * 4, 8, lambda: next(asked))
+    assert card.probes is None and next(asked, None) is None, "stopped between two batches: not measured, rather than measured on a part"
 
 
 def test_replay_holds_the_replayed_answers(demo_engine: Engine, adapter: Adapter, france: Case, demo_probe_set: Any) -> None:

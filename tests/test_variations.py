@@ -9,8 +9,8 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn import variations as module
-from lawf_repl.learn.variations import EVEN, MORE_TOKENS, REWRITTEN, departures, influence, shared, user_turn, variations, write
-from lawf_repl.records import Case
+from lawf_repl.learn.variations import EVEN, MORE_TOKENS, REWRITTEN, Concern, departures, influence, shared, user_turn, variations, write
+from lawf_repl.records import Anchor, Case
 from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
@@ -102,15 +102,46 @@ def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was
     assert sum(weight) == pytest.approx(2 + 2 * EVEN) and min(weight) >= EVEN
 
 
-def test_what_repeats_the_mistake_in_nearly_the_same_request_is_left_out(demo_engine: Engine, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    anchor = case.anchors[0]
-    mistake = [*case.completion_ids[:anchor.position], anchor.rejected_id, 7]
-    ids = list(case.prompt_ids)
-    start, end = user_turn(demo_engine, ids, MESSAGES[1:])
-    near, far = [*ids[:end - 1], 50, *ids[end:]], [*ids[:start], 50, *ids[start + 1:]]
-    rows = [(ids, [9]), (near, mistake), (far, mistake), (near[:-1], [8]), (far[:-1], list(case.completion_ids)), ([*far, 3], [9]), (far[:-2], [])]
-    monkeypatch.setattr(module, "write", lambda *arguments: rows)
-    assert variations(demo_engine, case, MESSAGES[1:], 8) == [(near[:-1], [8]), (far, mistake)]
+def corrected(engine: Engine, prompt: str, wrong: str, right: str) -> tuple[Case, list[int]]:
+    """A case made by hand, and the ids of the answer that was wrong."""
+    before, after = ([*engine.tokenizer.encode(text), 2] for text in (wrong, right))
+    at = shared([before, after])
+    anchor = Anchor(at, before[at], after[at], engine.token_text(before[at]), engine.token_text(after[at]), 1.0, 0.0)
+    return Case(prompt, ids_of(engine, prompt), tuple(after), (anchor,), right), before
+
+
+LIGHT = ("Use a tool: Turn off the light in the garden.", '{"name": "set_light", "state": "on", "room": "garden"}',
+         '{"name": "set_light", "state": "off", "room": "garden"}')
+RING = ("Use a tool: Ring Anna.", '{"name": "send_message", "to": "Anna"}', '{"name": "call_contact", "to": "Anna"}')
+PAIR = ("Extract the order: Greta orders a pair of lamps.", '{"name": "Greta", "quantity": 1}', '{"name": "Greta", "quantity": 2}')
+
+
+@pytest.mark.parametrize("edit, prompt, answer, same", [
+    (LIGHT, "Use a tool: Please turn off the light in the garden.", LIGHT[1], True),             # the same wrong answer
+    (LIGHT, "Use a tool: Turn on the light in the garden.", LIGHT[1], False),                    # which is right here
+    (LIGHT, "Use a tool: Turn off the light in the hall.", LIGHT[1].replace("garden", "hall"), True),
+    (LIGHT, "Use a tool: Turn the light in the hall on.", LIGHT[1].replace("garden", "hall"), False),
+    (LIGHT, "Use a tool: Turn the light in the hall.", LIGHT[1].replace("garden", "hall"), False),   # nothing is to be off
+    (LIGHT, "Use a tool: Turn off the heating in the garden.", LIGHT[1].replace("light", "heating"), False),  # another answer
+    (RING, "Use a tool: Ring Hugo.", RING[1].replace("Anna", "Hugo"), True),
+    (RING, "Use a tool: Message to Hugo.", RING[1].replace("Anna", "Hugo"), False),              # asks for what was rejected
+    (RING, "Please tell somebody whose number I lost that it rains", RING[1].replace("Anna", "Hugo"), False),  # is about something else
+    (PAIR, "Extract the order: Greta orders a pair of towels.", PAIR[1].replace("}", ', "x": 1}'), True),
+    (PAIR, "Extract the order: Greta orders a dozen lamps.", PAIR[1].replace("1", "12"), False),  # 12 begins with 1
+    (PAIR, "Extract the order: Greta orders 1 lamp.", PAIR[1], False),
+])
+def test_only_what_repeats_the_mistake_in_much_the_same_request_is_left_out(
+        demo_engine: Engine, edit: tuple[str, str, str], prompt: str, answer: str, same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, before = corrected(demo_engine, *edit)
+    messages = [{"role": "user", "content": edit[0]}]
+    start, end = user_turn(demo_engine, case.prompt_ids, messages)
+    varied, given = list(ids_of(demo_engine, prompt)), [*demo_engine.tokenizer.encode(answer), 2]
+    concern = Concern(demo_engine, case, case.prompt_ids[start:end], before)
+    rest = len(case.prompt_ids) - end
+    assert concern.same(varied[start:-rest], given) is same
+    monkeypatch.setattr(module, "write", lambda *arguments: [(list(case.prompt_ids), before), (varied, given), (varied[:-1], []),
+                                                             (varied[1:], list(case.completion_ids))])
+    assert variations(demo_engine, case, messages, 8) == ([] if same else [(varied, given)])
 
 
 def test_stopping_makes_none(demo_engine: Engine, case: Case) -> None:

@@ -31,13 +31,11 @@ GENERATE = f"transformers {transformers.__version__} generate()"
 @contextmanager
 def endless(engine: Engine) -> Iterator[None]:
     """Inside, no token ends an answer: all answers are as long as asked for."""
-    config = engine.model.generation_config  # what a call of generate() leaves out is taken from there
     ends, engine.end_ids = engine.end_ids, frozenset()
-    others, config.eos_token_id = config.eos_token_id, None
     try:
         yield
     finally:
-        engine.end_ids, config.eos_token_id = ends, others
+        engine.end_ids = ends
 
 
 def prompt_of(engine: Engine, length: int) -> list[int]:
@@ -61,12 +59,13 @@ def write(engine: Engine, prompt: list[int], count: int) -> list[Token]:
     return tokens
 
 
-def write_plainly(engine: Engine, prompt: list[int], count: int) -> list[int]:
+def write_plainly(model: Any, prompt: list[int], count: int) -> list[int]:
     """The same by transformers: greedy, ids only."""
-    ids = torch.tensor([prompt], device=engine.device)
+    ids = torch.tensor([prompt], device=model.device)
+    model.generation_config.eos_token_id = None  # what a call leaves out is taken from there
     config = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=0)
     with torch.no_grad():
-        out: list[int] = engine.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt):].tolist()
+        out: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt):].tolist()
     assert len(out) == count
     return out
 
@@ -77,7 +76,7 @@ def decode_figures(subject: Subject) -> Iterator[Figure]:
     count = DECODED.get(subject.shape or "demo", 64) if engine.device.type == "cpu" else LONG_ANSWER
     prompt = prompt_of(engine, 32)
     with endless(engine):
-        seconds = interleaved({"ours": timed(lambda: write(engine, prompt, count)), "theirs": timed(lambda: write_plainly(engine, prompt, count))})
+        seconds = beside(engine, subject.peer(), prompt, count)
         yield Figure(f"decode with statistics, {engine.name}", count / seconds["ours"], count / seconds["theirs"], "tokens/s", GENERATE,
                      1.5 if subject.is_demo else None, "higher", note=f"{len(prompt)} + {count} tokens, greedy, the prompt's reading included")
         weights = weight_bytes(engine.model)
@@ -87,6 +86,11 @@ def decode_figures(subject: Subject) -> Iterator[Figure]:
         yield Figure(f"decode with statistics, {engine.name}", 1 / seconds["ours"], 1 / seconds["theirs"] / weights, "tokens/s",
                      f"{weights / 1e9:.2f} GB of weights over {1e-9 / seconds['theirs']:.1f} GB/s", 0.8 if engine.device.type == "cpu" else 0.6,
                      "higher", note=f"{torch.get_num_threads()} threads; memory read by a matrix-vector product of {READ_BYTES >> 20} MiB, best of 3")
+
+
+def beside(engine: Engine, peer: Any, prompt: list[int], count: int) -> dict[str, float]:
+    """Seconds of an answer, ours and the peer's."""
+    return interleaved({"ours": timed(lambda: write(engine, prompt, count)), "theirs": timed(lambda: write_plainly(peer, prompt, count))})
 
 
 def weight_bytes(model: Any) -> int:
@@ -125,8 +129,8 @@ def reading(engine: Engine) -> Callable[[], float]:
 class Correcting:
     """Corrections of one answer, again and again, each from the whole answer's cache."""
 
-    def __init__(self, engine: Engine, prompt: int, kept: int) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, peer: Any, prompt: int, kept: int) -> None:
+        self.engine, self.peer = engine, peer
         self.prompt = prompt_of(engine, prompt)
         self.decoder = Decoder(engine)
         self.tokens = list(self.decoder.generate(self.prompt, (), Sampling(kept + 10)))
@@ -146,7 +150,7 @@ class Correcting:
     def theirs(self) -> float:
         """Seconds to the same token by reading everything before it again."""
         began = time.perf_counter()
-        out = self.engine.model(input_ids=torch.tensor([self.prefix], device=self.engine.device), use_cache=True, logits_to_keep=1)
+        out = self.peer(input_ids=torch.tensor([self.prefix], device=self.peer.device), use_cache=True, logits_to_keep=1)
         int(out.logits[0, -1].argmax())
         return time.perf_counter() - began
 
@@ -155,7 +159,7 @@ def correction_figures(subject: Subject) -> Iterator[Figure]:
     """The wait for the first token after a correction, against reading the prefix again."""
     engine = subject.engine
     with endless(engine):
-        correcting = Correcting(engine, PROMPT, ANSWER)
+        correcting = Correcting(engine, subject.peer(), PROMPT, ANSWER)
         seconds = interleaved({"ours": correcting.ours, "theirs": correcting.theirs})
     yield Figure(f"first token after a correction at {PROMPT} + {ANSWER} tokens, {engine.name}", seconds["ours"], seconds["theirs"], "s",
                  "reading the prefix again", 0.12, note="with the statistics of the fix and of the token behind it")
@@ -175,7 +179,7 @@ def prompt_figures(subject: Subject) -> Iterator[Figure]:
             if length != LONG[0]:
                 yield Figure(f"reading a prompt of {length} tokens, per token, {engine.name}", seconds, first, "s", f"one of {LONG[0]} tokens",
                              repeats=1)
-        correcting = Correcting(engine, LONG[-1], LONG_ANSWER)
+        correcting = Correcting(engine, subject.peer(), LONG[-1], LONG_ANSWER)
         correcting.ours()
         yield Figure(f"first token after a correction at {LONG[-1]} + {LONG_ANSWER} tokens, {engine.name}", correcting.ours(), correcting.theirs(),
                      "s", "reading the prefix again", repeats=1)

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lawf_repl.config import Settings
 from lawf_repl.demo.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, TURN
 from lawf_repl.engine.base import DEMO_MODEL, Engine, load_engine, pick_device, pick_dtype, quiet
+from lawf_repl.engine.layout import lay_out
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.threads import choose_threads
 from lawf_repl.errors import UsageError
@@ -67,6 +68,7 @@ def random_engine(shape: str, settings: Settings) -> Engine:
     device = pick_device(settings.device)
     model = random_model(shape, device, pick_dtype(settings.dtype, device), settings.seed)
     choose_threads(model)
+    lay_out(model)
     return Engine(model, random_tokenizer(model.config.vocab_size), f"random {shape}", settings.template_args)
 
 
@@ -80,6 +82,16 @@ class Subject:
     @cached_property
     def engine(self) -> Engine:
         return random_engine(self.shape, self.settings) if self.shape else load_engine(self.settings)
+
+    def peer(self) -> Any:
+        """The same weights as transformers loads them, in a model of their own that nothing of lawf has touched."""
+        engine, settings = self.engine, self.settings
+        if self.shape:
+            return random_model(self.shape, engine.device, engine.model.dtype, settings.seed)
+        source = settings.model or str(DEMO_MODEL)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=engine.model.dtype, revision=settings.revision,
+                                                          trust_remote_code=settings.trust_remote_code)
+        return model.to(engine.device).eval()
 
     @property
     def is_demo(self) -> bool:

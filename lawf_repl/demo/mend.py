@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any
 
 from lawf_repl.config import Settings
 from lawf_repl.demo.edits import load_edits
 from lawf_repl.engine.base import Engine, load_engine
-from lawf_repl.measure.probes import ProbeSet
+from lawf_repl.learn.batch import Pair
+from lawf_repl.measure.probes import ProbeSet, Reference
 from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.records import Check, Rerun, Scorecard, TrainingResult
 from lawf_repl.session import Session
@@ -32,9 +33,9 @@ class Mended:
     training: TrainingResult
 
 
-def mend(engine: Engine, probes: ProbeSet, edit: dict[str, Any], settings: Settings) -> Mended:
+def mend(engine: Engine, reference: Reference, replay: tuple[Pair, ...], edit: dict[str, Any], settings: Settings) -> Mended:
     """Ask, correct toward the whole right answer, train, rerun and measure; the engine is left without an adapter."""
-    session = Session(engine, settings, probes)
+    session = Session(engine, settings, ProbeSet((), replay))
     for _ in session.ask(edit["prompt"]):
         pass
     for _ in session.want(edit["right"]):
@@ -48,17 +49,18 @@ def mend(engine: Engine, probes: ProbeSet, edit: dict[str, Any], settings: Setti
         pass
     assert session.training is not None
     reruns = session.rerun()
-    mended = Mended(edit["name"], edit["kind"], len(case.anchors), reruns[0], session.scorecard(reruns), session.training)
+    card = replace(session.scorecard(reruns), probes=reference.measure())
+    mended = Mended(edit["name"], edit["kind"], len(case.anchors), reruns[0], card, session.training)
     session.reset_adapter()
     return mended
 
 
 def mend_all(engine: Engine, settings: Settings, on_each: Callable[[Mended], None] = lambda _: None) -> list[Mended]:
-    """Every edit of edits.json in turn."""
+    """Every edit of edits.json in turn. What the base says of the probes is the same for all, and asked once."""
     probes = demo_probes(engine)
-    out = []
+    reference, out = Reference(engine, probes.probes), []
     for edit in load_edits():
-        out.append(mend(engine, probes, edit, settings))
+        out.append(mend(engine, reference, probes.replay, edit, settings))
         on_each(out[-1])
     return out
 

@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.import_utils import is_bitsandbytes_available
 
+from lawf_repl.collector import paused
 from lawf_repl.config import Settings
+from lawf_repl.engine.layout import lay_out
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.progress import Report, reported
 from lawf_repl.engine.threads import choose_threads
@@ -195,7 +197,7 @@ def load_engine(settings: Settings, report: Report | None = None) -> Engine:
         common["revision"] = settings.revision
     device = pick_device(settings.device)
     try:
-        with memory_guard(f"loading {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
+        with paused(), memory_guard(f"loading {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
             return _load(source, name, device, common, settings, report)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(explain(error, name, looks_local, settings)) from error
@@ -211,6 +213,7 @@ def _load(source: str, name: str, device: torch.device, common: dict[str, Any], 
     if not settings.device_map and not settings.quantize:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation of its own wrapper is off
     choose_threads(model)
+    lay_out(model)
     return Engine(model, tokenizer, name, settings.template_args)
 
 

@@ -9,7 +9,9 @@ prefix is computed again. `reuse` says which it was.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -26,12 +28,15 @@ from transformers.cache_utils import (
 )
 
 from lawf_repl.engine.memory import memory_guard
+from lawf_repl.engine.plain import FEW, PlainSteps, is_plain
+from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.records import ReuseKind
 
 Mode = Literal["cut", "snapshot", "recompute", "none"]
 SPACING = 16               # tokens between two snapshots, at first
 SNAPSHOT_BYTES = 2**29     # of all snapshots together; above it every second one goes
-KNOWN_LAYERS = (DynamicLayer, DynamicIndexedLayer, DummyLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+GUARD = "generating", "take a shorter prompt, a lower --max-tokens or a smaller --dtype"
+KNOWN_LAYERS = (DynamicLayer, RoomyLayer, DynamicIndexedLayer, DummyLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,24 @@ class CacheKind:
     positions: bool = False  # the model has to be told where the tokens stand: it does not ask its cache
 
 
+def parameters(model: Any) -> Collection[str]:
+    """The names of what the model's forward takes."""
+    own = vars(model).get("forward")
+    return _parameters(type(model).forward) if own is None else inspect.signature(own).parameters
+
+
+@cache
+def _parameters(forward: Callable[..., Any]) -> frozenset[str]:
+    """Remembered: to ask takes as long as a small layer."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
 def cache_keyword(model: Any) -> str | None:
     """The name under which a model's forward takes its cache; None where it takes none.
 
     Mamba-like models swallow past_key_values silently and see no context, so only a named parameter counts.
     """
-    names = inspect.signature(model.forward).parameters
+    names = parameters(model)
     return next((name for name in ("cache_params", "past_key_values") if name in names), None)
 
 
@@ -57,12 +74,12 @@ def kept_logits(model: Any, keep: int | torch.Tensor) -> dict[str, Any]:
 
     A forward that takes any keyword would swallow it and return all logits, so only a named parameter counts.
     """
-    return {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    return {"logits_to_keep": keep} if "logits_to_keep" in parameters(model) else {}
 
 
 def uncached(model: Any) -> dict[str, Any]:
     """The keyword of a forward without a cache, where the forward has it."""
-    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return {"use_cache": False} if "use_cache" in parameters(model) else {}
 
 
 def likely_kind(model: Any) -> CacheKind:
@@ -76,12 +93,15 @@ def likely_kind(model: Any) -> CacheKind:
 
 
 def _new_cache(model: Any) -> DynamicCache:
-    """An empty cache whose attention layers keep everything: a layer that forgets what left its window cannot be cut."""
+    """An empty cache whose attention layers keep everything, with room: a layer that forgets what left its window cannot be cut."""
     cache = DynamicCache(config=model.config)
     whole: dict[type, Any] = {
-        DynamicSlidingWindowLayer: lambda layer: DynamicLayer(),
+        DynamicLayer: lambda layer: RoomyLayer(),
+        DynamicSlidingWindowLayer: lambda layer: RoomyLayer(),
         LinearAttentionAndSlidingWindowAttentionLayer: lambda layer: LinearAttentionAndFullAttentionLayer(layer.number_of_states)}
     cache.layers = [whole[type(layer)](layer) if type(layer) in whole else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:  # the config does not say how many layers there are
+        cache.layer_class_to_replicate = RoomyLayer
     return cache
 
 
@@ -98,6 +118,10 @@ class KeptCache:
         self._cache: Any = None
         self._marks: dict[int, _States] = {}  # by length of the prefix
         self._spacing = SPACING
+        self._plain = self._kind.mode == "cut" and is_plain(model)
+        self._steps: PlainSteps | None = None
+        # What is written under inference_mode can only be written on under it: one way for all that a cache ever holds.
+        self._gradless = torch.inference_mode if self._plain else torch.no_grad
 
     def drop(self) -> None:
         """Forget everything: the adapter changed, or a forward pass was cut short."""
@@ -146,9 +170,12 @@ class KeptCache:
             for gone in lengths[1:-1:2]:
                 del self._marks[gone]
 
-    @torch.no_grad()
     def feed(self, ids: list[int], keep: int) -> torch.Tensor:
         """Compute `ids` (n) behind the cached ones; returns the logits of the last `keep` positions (keep, V)."""
+        with self._gradless():
+            return self._feed(ids, keep)
+
+    def _feed(self, ids: list[int], keep: int) -> torch.Tensor:
         if self._kind.mode == "none":
             self.ids = self.ids + ids
             return self._forward(self.ids, keep, **uncached(self._model))
@@ -162,13 +189,27 @@ class KeptCache:
         cache, known = self._cache if self._cache is not None else _new_cache(self._model), self.ids
         self._cache, self.ids = None, []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
         marks, self._marks = self._marks, {}
+        if self._plain and known and len(ids) <= FEW and (steps := self._current_steps()) is not None:
+            with memory_guard(*GUARD):
+                logits = steps(ids, keep, cache)
+            known += ids
+            self._cache, self.ids = cache, known
+            return logits
         positions = {"position_ids": torch.arange(len(known), len(known) + len(ids), device=self._model.device)[None]} if self._kind.positions else {}
         logits = self._forward(ids, keep, use_cache=True, **{str(self._keyword): cache}, **positions)
         self._cache, self.ids, self._marks = cache, known + ids, marks
         return logits
 
+    def _current_steps(self) -> PlainSteps | None:
+        """The model's own modules, as they are now; None while somebody has hung something on them."""
+        if self._steps is None or not self._steps.stands():
+            self._steps = PlainSteps(self._model)
+            if not self._steps.stands():
+                self._steps = None
+        return self._steps
+
     def _forward(self, ids: list[int], keep: int, **arguments: Any) -> torch.Tensor:
-        with memory_guard("generating", "take a shorter prompt, a lower --max-tokens or a smaller --dtype"):
+        with memory_guard(*GUARD):
             out = self._model(input_ids=torch.tensor([ids], device=self._model.device), **kept_logits(self._model, keep), **arguments)
         logits: torch.Tensor = out.logits[0, -keep:]
         return logits

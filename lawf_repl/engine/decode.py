@@ -6,9 +6,10 @@ distribution taken from the same logits.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -38,7 +39,12 @@ class Decoder:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.cache = KeptCache(engine.model, engine.cache_kind)
-        self.last: Completion | None = None  # the latest generation, as far as it came
+        self._writing: _Writing | None = None
+
+    @property
+    def last(self) -> Completion | None:
+        """The latest generation, as far as it came."""
+        return self._writing.completion() if self._writing is not None else None
 
     @property
     def cached(self) -> int:
@@ -68,38 +74,36 @@ class Decoder:
         when `stop()` is true. `last` holds the completion, also while it grows.
         Raises PromptError if the prompt is empty or fills the context.
         """
-        self.last = None  # what is there must never be taken for what was asked now
+        self._writing = None  # what is there must never be taken for what was asked now
         limit = self.limit(prompt_ids, sampling)
         prompt = tuple(prompt_ids)
         page = _Page(self.engine.tokenizer, prompt, known)
         generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
+        greedy, end_ids = sampling.temperature <= 0, self.engine.end_ids
         started = time.perf_counter()
         rows = self.logits_at([*prompt, *(token.id for token in known), *forced], len(forced) + 1)  # (len(forced) + 1, V)
-        timing = Timing(time.perf_counter() - started, reuse=self._reuse(len(prompt) + len(known) + len(forced)))
-        finish: Finish = "length"
-        queue = list(forced)
-        row, produced = rows[0], 0
-        self.last = Completion(prompt, tuple(page.tokens), "interrupted", timing)
+        read = time.perf_counter()
+        self._writing = writing = _Writing(prompt, page, read - started, self._reuse(len(prompt) + len(known) + len(forced)))
+        count, queued = len(known), len(forced)
+        row = rows[0]
         try:
-            while len(page.tokens) < limit or queue:
-                token = self._token(queue.pop(0) if queue else choose(row, sampling, generator), row)
+            while count < limit or queued:
+                if queued:
+                    token = self._token(forced[len(forced) - queued], row)
+                    queued -= 1
+                else:
+                    token = self._token(None if greedy else choose(row, sampling, generator), row)
                 settled = page.write(token)
-                produced += 1
-                ended = token.id in self.engine.end_ids
-                decode_s = time.perf_counter() - started - timing.prefill_s
-                timing = replace(timing, decode_s=decode_s, tokens_per_s=produced / max(decode_s, 1e-9))
-                finish = "eos" if ended else "interrupted" if len(page.tokens) < limit else "length"
-                self.last = Completion(prompt, tuple(page.tokens), finish, timing)
+                count += 1
+                ended = token.id in end_ids
+                writing.wrote(time.perf_counter() - read, "eos" if ended else "interrupted" if count < limit else "length")
                 yield from settled
-                if ended or (len(page.tokens) >= limit and not queue) or (not queue and stop()):
+                if ended or (count >= limit and not queued) or (not queued and stop()):
                     break
-                row = rows[produced] if produced <= len(forced) else self.cache.feed([token.id], 1)[0]
-            settled = page.close()  # the answer may end inside a character: its last token shows what is there
-            self.last = Completion(prompt, tuple(page.tokens), finish, timing)
-            yield from settled
+                row = rows[writing.produced] if writing.produced <= len(forced) else self.cache.feed([token.id], 1)[0]
+            yield from page.close()  # the answer may end inside a character: its last token shows what is there
         finally:
             page.close()
-            self.last = Completion(prompt, tuple(page.tokens), finish, timing)
 
     def tokens(self, context: Sequence[int], ids: Sequence[int]) -> tuple[Token, ...]:
         """`ids` as tokens with the statistics of the model behind `context`, generating nothing."""
@@ -118,17 +122,21 @@ class Decoder:
         top = probabilities.topk(min(count, len(probabilities)))
         return tuple(Alternative(id_, self.engine.token_text(id_), p) for p, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True))
 
-    def _token(self, id_: int, row: torch.Tensor) -> Token:
-        """A token without its text."""
+    def _token(self, id_: int | None, row: torch.Tensor) -> Token:
+        """A token without its text, with the statistics of logits (V,); None is the most probable one."""
         logprobs = torch.log_softmax(row.float(), -1)  # (V,)
         top = logprobs.topk(min(ALTERNATIVES, len(logprobs)))
-        own = logprobs[id_]
-        rank = int((logprobs > own).sum())
+        values, ids = top.values.tolist(), top.indices.tolist()
+        if id_ is None:
+            id_ = ids[0] if values[0] > values[1] else int(row.argmax())  # of equals, the first one
+        own = values[ids.index(id_)] if id_ in ids else float(logprobs[id_])
+        # beyond the recorded ones, and where the last of them are equal, all are looked through
+        rank = sum(value > own for value in values) if own > values[-1] else int((logprobs > own).sum())
         # A logit of minus infinity has p 0 and adds nothing; its product would be NaN.
-        entropy = float(-(logprobs.exp() * logprobs.clamp_min(-1e9)).sum())
-        alternatives = tuple(Alternative(i, self.engine.token_text(i), p)
-                             for p, i in zip(top.values.exp().tolist(), top.indices.tolist(), strict=True))
-        return Token(id_, "", float(own.exp()), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_))
+        entropy = -float(torch.dot(logprobs.exp(), logprobs.clamp_min(-1e9)))
+        text = self.engine.token_text
+        alternatives = tuple([Alternative(i, text(i), math.exp(value)) for value, i in zip(values, ids, strict=True)])
+        return Token(id_, "", math.exp(own), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_), True)
 
     def _reuse(self, whole: int) -> Reuse:
         how, kept = self.cache.reuse
@@ -142,6 +150,29 @@ class Decoder:
         if context is not None and len(prompt_ids) >= context:
             raise PromptError(f"the prompt has {len(prompt_ids)} tokens and the model's context is {context}: shorten the prompt")
         return sampling.max_tokens if context is None else min(sampling.max_tokens, context - len(prompt_ids))
+
+
+@dataclass
+class _Writing:
+    """A generation as it stands."""
+
+    prompt: tuple[int, ...]
+    page: _Page
+    prefill_s: float
+    reuse: Reuse
+    finish: Finish = "interrupted"
+    produced: int = 0
+    decode_s: float = 0.0
+
+    def wrote(self, decode_s: float, finish: Finish) -> None:
+        """One more token, and how the answer would end with it."""
+        self.produced += 1
+        self.decode_s, self.finish = decode_s, finish
+
+    def completion(self) -> Completion:
+        """What is there."""
+        speed = self.produced / max(self.decode_s, 1e-9) if self.produced else 0.0
+        return Completion(self.prompt, tuple(self.page.tokens), self.finish, Timing(self.prefill_s, self.decode_s, speed, self.reuse))
 
 
 class _Page:
@@ -160,8 +191,8 @@ class _Page:
             self._settle(self._stream.push(id_))
 
     def write(self, token: Token) -> list[Token]:
-        """Put a token behind the others; returns the new ones whose text is known now."""
-        self.tokens.append(replace(token, partial=True))
+        """Put a token, partial and without its text, behind the others; returns the new ones whose text is known now."""
+        self.tokens.append(token)
         return self._settle(self._stream.push(token.id))
 
     def close(self) -> list[Token]:
@@ -171,7 +202,8 @@ class _Page:
     def _settle(self, known: list[Shown]) -> list[Token]:
         start = self._settled
         for shown in known:
-            self.tokens[self._settled] = replace(self.tokens[self._settled], text=shown.text, partial=shown.partial)
+            one = self.tokens[self._settled]
+            self.tokens[self._settled] = Token(one.id, shown.text, one.p, one.rank, one.entropy, one.alternatives, one.special, shown.partial)
             self._settled += 1
         return self.tokens[max(start, self._kept):max(self._settled, self._kept)]
 

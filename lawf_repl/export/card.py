@@ -21,6 +21,7 @@ class Base:
     revision: str | None
     label: str               # what the card calls it
     folder: Path | None      # where it is only a folder: nobody else can load it by its name
+    dtype: str | None = None  # the number type that the adapter was verified in
 
 
 LIBRARY = {"peft": ("peft", ("lora", "peft", "transformers", "lawf")), "merged": ("transformers", ("transformers", "lawf")),
@@ -80,8 +81,9 @@ def _share(checks: Sequence[Check]) -> str | None:
 
 def _loading(base: Base) -> str:
     more = f", revision={json.dumps(base.revision)}" if base.revision else ""
+    dtype = f", dtype={json.dumps(base.dtype)}" if base.dtype else ""
     code = (f"from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.name)}{more})\n"
+            f"base = AutoModelForCausalLM.from_pretrained({json.dumps(base.name)}{more}{dtype})\n"
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(base.name)}{more})\n"
             f"model = PeftModel.from_pretrained(base, \"THIS_FOLDER\")\n")
     where = f"\nThe base is the folder `{_plain(base.label)}` of the machine that this was made on.\n" if base.folder else ""

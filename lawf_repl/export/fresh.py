@@ -59,6 +59,12 @@ def check_adapter(job: Job) -> Report:
     out["transformers"] = run(base, job, "with") | tensors_differ(file, loaded)
     base.disable_adapters()
     out["transformers"]["off"] = run(base, job, "without", generate=False)
+    if job.get("served"):
+        del base
+        half = load(job | {"dtype": job["served"]}, job["base"], revision=job["revision"])
+        begin(half, job)
+        half.load_adapter(folder)  # rounds the LoRA to the base's number type, as vLLM does
+        out["served"] = run(half, job, "with")
     return out
 
 

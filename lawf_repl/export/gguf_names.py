@@ -96,7 +96,8 @@ def writing(out_file: Path, layout: Layout) -> Iterator[Any]:
         writer.close()
         os.replace(part, out_file)
     except OSError as error:
-        raise ExportError(f"{out_file} cannot be written: {error.strerror or error}") from error
+        said = error.strerror or f"the disk took no more of it ({error})"  # numpy's own error has no words for it
+        raise ExportError(f"{out_file} cannot be written: {said}") from error
     finally:
         writer.close()
         part.unlink(missing_ok=True)

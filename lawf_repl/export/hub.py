@@ -18,14 +18,14 @@ from lawf_repl.errors import ExportError, UsageError, first_line
 TOLD = "README.md and lawf.json hold the corrected prompts and answers"
 
 
-def check_repo(repo: str) -> None:
+def check_repo(repo: str, flag: str = "--push-to-hub") -> None:
     """Raise UsageError for what is no OWNER/NAME."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UsageError(f"--push-to-hub {repo!r}: expected OWNER/NAME ({first_line(error)})") from error
+        raise UsageError(f"{flag} {repo!r}: expected OWNER/NAME ({first_line(error)})") from error
     if repo.count("/") != 1:
-        raise UsageError(f"--push-to-hub {repo!r}: expected OWNER/NAME")
+        raise UsageError(f"{flag} {repo!r}: expected OWNER/NAME")
 
 
 def listing(out: Path) -> list[tuple[str, int]]:

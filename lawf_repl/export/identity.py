@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ExportError, first_line
 from lawf_repl.export.source import Source
+from lawf_repl.measure.answers import weights_sha256 as session_sha256
 
 SAMPLES = 256                # numbers of every weight that the hash is made from: training changes nearly all of them
 PREFIX = "base_model.model."  # of peft's tensor names
@@ -43,17 +44,17 @@ def weights_sha256(model: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         if weight.device.type != "meta" and weight.numel():
             step = max(1, weight.numel() // SAMPLES)
-            some = weight.detach().reshape(-1)[::step][:SAMPLES].float()
+            places = torch.arange(0, weight.numel(), step, device=weight.device)[:SAMPLES]
+            some = weight.detach()[torch.unravel_index(places, weight.shape)].reshape(-1).float()  # however it lies in memory, no more is read
             digest.update(some.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def match_base(source: Source, engine: Engine, folder: Path) -> Finding:
     """Whether the loaded base is the one that the adapter belongs to: by hash where one is known, else by names and shapes alone."""
-    wrong = misfits(engine.model, folder)
+    wrong = misfit(engine, folder)
     if wrong:
-        more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
-        return Finding("base", False, f"{engine.name} is not this adapter's base: {wrong[0]}{more}")
+        return Finding("base", False, wrong)
     known, found = source.base, engine.fingerprint()
     named = known.get("id") or "the base that it was made for"
     if known.get("weights_sha256"):
@@ -64,8 +65,15 @@ def match_base(source: Source, engine: Engine, folder: Path) -> Finding:
     for what in ("config", "tokenizer"):
         if known.get(f"{what}_sha256") and known[f"{what}_sha256"] != found[f"{what}_sha256"]:
             return Finding("base", False, f"{engine.name} has another {what} than {named} (sha256)")
+    if source.weights and known.get("dtype") == engine.dtype:
+        same = source.weights == session_sha256(engine.model)
+        return Finding("base", same, f"{engine.name}: the same weights, config and tokenizer (sha256)" if same else
+                       f"{engine.name} has other weights than {named} (sha256)")
     if known.get("config_sha256"):
-        return Finding("base", True, f"{engine.name}: the same config and tokenizer (sha256); of its weights nothing is recorded")
+        more = "of its weights nothing is recorded"
+        if source.weights:
+            more = f"its weights were recorded in {known.get('dtype')}: with --dtype {known.get('dtype')} they are compared, too"
+        return Finding("base", True, f"{engine.name}: the same config and tokenizer (sha256); {more}")
     return Finding("base", True, f"{engine.name}: names and shapes fit; no hash is recorded, so another base of the same shape would pass")
 
 
@@ -75,6 +83,13 @@ def match_file(source: Source) -> Finding:
     same = hashlib.sha256((source.adapter / "adapter_model.safetensors").read_bytes()).hexdigest() == source.sha256
     return Finding("file", same, "adapter_model.safetensors is the one that lawf.json describes (sha256)" if same
                    else "adapter_model.safetensors is not the one that lawf.json describes (sha256)")
+
+
+def misfit(engine: Engine, folder: Path) -> str:
+    """One line on why an adapter cannot be this base's; empty where it can."""
+    wrong = misfits(engine.model, folder)
+    more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
+    return f"{engine.name} is not this adapter's base: {wrong[0]}{more}" if wrong else ""
 
 
 def misfits(model: Any, folder: Path) -> list[str]:

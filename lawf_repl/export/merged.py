@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ from transformers import AutoConfig, AutoTokenizer
 from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ExportError, first_line
 from lawf_repl.export.card import Base, model_card
-from lawf_repl.export.shell import ANY, asked, quote
 from lawf_repl.export.source import Source
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.records import Message
 
 SHARD = "5GB"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,7 +57,7 @@ def merged_weights(adapter: Adapter, dtype: str) -> dict[str, torch.Tensor]:
         whole = weight.float() + sum(layer.get_delta_weight(one).float() for one in layer.active_adapters) if layer is not None else weight
         if whole.is_floating_point():
             whole = whole.to(torch.float32 if kept & set(plain.split(".")) else TYPES[dtype])
-        out[plain] = done[key] = whole.cpu()
+        out[plain] = done[key] = whole.cpu().contiguous()
     return out
 
 
@@ -93,12 +90,3 @@ def _set_dtype(path: Path, dtype: str) -> None:
         if isinstance(part, dict) and "dtype" in part:
             part["dtype"] = dtype
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def commands(out: Path, messages: Sequence[Message] | None) -> list[str]:
-    """What to type to serve it."""
-    system, question = asked(messages)
-    place, talk = json.dumps(str(out.absolute())), json.dumps(list(messages) if messages and question != ANY else [{"role": "user", "content": ANY}])
-    code = f'from transformers import pipeline; print(pipeline("text-generation", {place}, do_sample=False)({talk})[0]["generated_text"][-1])'
-    more = f" --system {quote(system)}" if system else ""
-    return [f"lawf answer --model {quote(str(out))}{more} {quote(question)}", f"vllm serve {quote(str(out.absolute()))}", f"python -c {quote(code)}"]

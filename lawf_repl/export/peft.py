@@ -32,10 +32,11 @@ def base_of(engine: Engine, named: str | None, revision: str | None) -> Base:
     folder = DEMO_MODEL if engine.name == DEMO_NAME else found if found.is_dir() else None
     commit = getattr(engine.model.config, "_commit_hash", None) or revision
     if named:
-        return Base(named, revision if folder else commit, named, None)
+        return Base(named, revision if folder else commit, named, None, engine.dtype)
     if folder is not None:
-        return Base(str(folder.resolve()), None, DEMO_NAME if engine.name == DEMO_NAME else folder.resolve().name, folder.resolve())
-    return Base(engine.name, commit, engine.name, None)
+        return Base(str(folder.resolve()), None, DEMO_NAME if engine.name == DEMO_NAME else folder.resolve().name,
+                    folder.resolve(), engine.dtype)
+    return Base(engine.name, commit, engine.name, None, engine.dtype)
 
 
 def refuse_unfit(adapter: Adapter, config: dict[str, Any]) -> None:
@@ -70,10 +71,11 @@ def about_adapter(engine: Engine, source: Source, base: Base, config: dict[str, 
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     return {
         "schema": SCHEMA,
-        "base": base_fingerprint(engine) | {"id": engine.name if base.folder else base.name, "revision": base.revision},
+        "base": base_fingerprint(engine) | {"id": DEMO_NAME if base.label == DEMO_NAME else base.name, "revision": base.revision},
         "adapter": {"sha256": digest, "rank": config["r"], "alpha": config["lora_alpha"], "targets": config["target_modules"]},
         "cases": [store.to_json(known.case) | {"messages": list(known.messages), "base_ids": list(known.base_ids or ())} for known in source.known],
-        "recipe": source.recipe, "scorecard": store.to_json(source.scorecard) if source.scorecard else None, "session": source.session,
+        "template_args": engine.template_args, "recipe": source.recipe,
+        "scorecard": store.to_json(source.scorecard) if source.scorecard else None, "session": source.session,
         "versions": {"lawf": __version__, "python": platform.python_version(), "torch": torch.__version__,
                      "transformers": transformers.__version__, "peft": peft_library.__version__},
     }

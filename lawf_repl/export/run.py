@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,18 @@ from safetensors import safe_open
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import DEMO_MODEL, DEMO_NAME, Engine
-from lawf_repl.errors import ExportError
-from lawf_repl.export import merged, ollama, vllm
+from lawf_repl.errors import ExportError, PromptError
+from lawf_repl.export import commands, merged, ollama, vllm
 from lawf_repl.export.card import Base, model_card
 from lawf_repl.export.fresh import render
 from lawf_repl.export.hub import listing
-from lawf_repl.export.identity import Finding, effect, match_base, match_file
+from lawf_repl.export.identity import Finding, effect, match_base, match_file, shapes
 from lawf_repl.export.peft import base_of, write_peft
-from lawf_repl.export.place import check_place, placed
-from lawf_repl.export.shell import asked, quote
+from lawf_repl.export.place import check_place, placed, working
 from lawf_repl.export.source import Source
-from lawf_repl.export.trials import FEW, MOST, ROWS, make_trials, write_reference
+from lawf_repl.export.trials import FEW, MOST, ROWS, Trial, make_trials, room, write_reference
 from lawf_repl.export.verify import CLOSE, CLOSE_HALF, SHARE_HALF, Live, all_hold, release, verify_adapter, verify_merged
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.records import Message
 
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
@@ -78,6 +75,12 @@ class _Work:
     base: Base
     live: Live
     config: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def example(self) -> commands.Example:
+        trial = self.live.trials[0]
+        return commands.Example(trial.messages, self.engine.template_args, room(len(trial.accepted_ids)), self.engine.has_template)
 
 
 def export(engine: Engine, adapter: Adapter, source: Source, order: Order, settings: Settings) -> Exported:
@@ -92,39 +95,45 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
         gguf_writer()
     pieces = ollama.find_pieces(engine) if order.format == "ollama" else None
     base = base_of(engine, order.base_id, settings.revision)
+    if order.out.resolve() == Path(place_of(engine)).resolve():
+        raise ExportError(f"{order.out} is the base itself, which no export replaces: name another place")
     dead = [name.replace(".default.", ".") for name, weight in adapter.snapshot().items() if not bool(weight.any())]
-    with tempfile.TemporaryDirectory(prefix="lawf-export-") as name:
-        work = Path(name)
+    with working() as work:
         live = _live(engine, adapter, source, settings, work, whole=order.format in ("gguf", "ollama"))
         if not live.trials:
             raise ExportError(f"{engine.name} gives no answer to compare with: export a session, whose accepted answers are compared")
         config = write_peft(engine, adapter, source, work / "peft", base)
         have = _first_findings(source, engine, live, work / "peft")
-        job = _Work(engine, adapter, source, order, base, live, config)
-        commands: list[str] = []
+        job = _Work(engine, adapter, source, order, base, live, config, [*made_otherwise(engine, live.trials), *_notes(base)])
+        printed: list[str] = []
         try:
             if not all(finding.ok for finding in have):
                 raise _Failed
             with placed(order.out, order.force) as staging:
                 if order.format in ("peft", "vllm"):
-                    commands = _peft(job, staging, have, dead)
+                    printed = _peft(job, staging, have, dead)
                 elif order.format == "merged":
-                    commands = _merged(job, staging, have)
+                    printed = _merged(job, staging, have)
                 else:
-                    commands = _gguf(job, staging, have, work / "peft", pieces)
+                    printed = _gguf(job, staging, have, work / "peft", pieces)
         except _Failed:
             return Exported(order.out, order.format, tuple(have), False)
     files = listing(order.out) if order.out.is_dir() else [(order.out.name, order.out.stat().st_size)]
     notes = [NOT_RUN[order.format]] if order.format in NOT_RUN else []
-    return Exported(order.out, order.format, tuple(have), True, tuple(commands), tuple(files), tuple([*notes, *_notes(base)]))
+    return Exported(order.out, order.format, tuple(have), True, tuple(printed), tuple(files), tuple([*notes, *job.notes]))
+
+
+def place_of(engine: Engine) -> str:
+    """What from_pretrained takes for the base: a folder, or a hub id."""
+    folder = DEMO_MODEL if engine.name == DEMO_NAME else Path(engine.name).expanduser()
+    return str(folder) if folder.is_dir() else engine.name
 
 
 def _live(engine: Engine, adapter: Adapter, source: Source, settings: Settings, work: Path, whole: bool) -> Live:
     """With `whole`, the logits of every answer from first to last, of fewer prompts: the check of GGUF compares all of them."""
     trials = make_trials(engine, adapter, source, FEW if whole else MOST)
     file = write_reference(engine, adapter, trials, work, sum(len(trial.accepted_ids) for trial in trials) * len(trials) if whole else ROWS)
-    place = str(DEMO_MODEL) if engine.name == DEMO_NAME else str(Path(engine.name).expanduser()) if Path(engine.name).expanduser().is_dir() \
-        else engine.name
+    place = place_of(engine)
     commit = getattr(engine.model.config, "_commit_hash", None) or settings.revision
     return Live(tuple(trials), file, tuple(sorted(engine.end_ids)), engine.tokenizer.decode, engine.dtype, str(engine.device), place,
                 None if Path(place).is_dir() else commit, settings)
@@ -143,9 +152,18 @@ def _first_findings(source: Source, engine: Engine, live: Live, folder: Path) ->
     return found
 
 
-def _messages(job: _Work) -> list[Message] | None:
-    """The conversation that the commands ask, for example."""
-    return list(job.live.trials[0].messages) or None
+def made_otherwise(engine: Engine, trials: Sequence[Trial]) -> list[str]:
+    """A note where the chat template makes other prompts of the conversations than those that were accepted: a server would, too."""
+    other = 0
+    for trial in trials:
+        try:
+            other += bool(trial.messages) and engine.prompt_ids(trial.messages) != trial.prompt_ids
+        except PromptError:
+            other += 1
+    if not other:
+        return []
+    return [f"{engine.name}'s chat template makes {other} of {len(trials)} prompts otherwise than they were when their answers were accepted, "
+            "and a server will, too: pass the --template-arg that they were made with"]
 
 
 def _check(have: list[Finding], more: Sequence[Finding]) -> None:
@@ -155,29 +173,33 @@ def _check(have: list[Finding], more: Sequence[Finding]) -> None:
 
 
 def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -> list[str]:
-    if job.order.format == "vllm":
+    for_vllm, live = job.order.format == "vllm", job.live.dtype
+    stored = merged.stored_dtype(_loading(job), job.engine)
+    if for_vllm:
         vllm.check_config(job.config)
     write_peft(job.engine, job.adapter, job.source, staging, job.base)
+    if for_vllm:
+        vllm.check_tensors(shapes(staging))
     release(job.engine)
-    _check(have, verify_adapter(job.live, staging, dead))
-    out = job.order.out
-    if job.order.format == "vllm":
-        return vllm.commands(out, job.base, job.config, _messages(job))
-    system, question = asked(_messages(job))
-    model = "" if job.engine.name == DEMO_NAME else f" --model {quote(job.base.name)}" + (f" --revision {quote(job.base.revision)}"
-                                                                                           if job.base.revision else "")
-    model += f" --system {quote(system)}" if system else ""
-    more = f", revision={json.dumps(job.base.revision)}" if job.base.revision else ""
-    code = (f"from peft import PeftModel; from transformers import AutoModelForCausalLM; "
-            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({json.dumps(job.base.name)}{more}), "
-            f"{json.dumps(str(out.absolute()))})")
-    return [f"lawf answer{model} --adapter {quote(str(out))} {quote(question)}", f"python -c {quote(code)}"]
+    served = vllm.served_dtype(live, stored) if for_vllm else stored  # transformers and vLLM take that of the files by themselves
+    other = None if served == live or job.live.settings.quantize else served
+    found = verify_adapter(job.live, staging, dead, other)
+    if other and not for_vllm and len(found) > 1 and not found[-1].ok:  # the commands and the card name the number type that holds
+        job.notes.append(f"in {other} {found.pop().detail}")
+    _check(have, found)
+    if for_vllm:
+        return vllm.commands(job.order.out, job.base, job.config, served, job.example)
+    return commands.peft(job.order.out, job.base, job.example, job.engine.name == DEMO_NAME, job.live.settings)
+
+
+def _loading(job: _Work) -> dict[str, Any]:
+    """What from_pretrained takes for the base."""
+    load: dict[str, Any] = {"pretrained_model_name_or_path": job.live.source, "trust_remote_code": job.live.settings.trust_remote_code}
+    return load | ({"revision": job.live.revision} if job.live.revision else {})
 
 
 def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
-    settings = job.live.settings
-    load: dict[str, Any] = {"pretrained_model_name_or_path": job.live.source, "trust_remote_code": settings.trust_remote_code}
-    load |= {"revision": job.live.revision} if job.live.revision else {}
+    settings, load = job.live.settings, _loading(job)
     dtype = settings.dtype if settings.dtype != "auto" else merged.stored_dtype(load, job.engine)
     arguments = job.engine.template_args
     conversations = [*(list(known.messages) for known in job.source.known[:16]), [{"role": "user", "content": "Hello, 你好 1234!"}]]
@@ -185,7 +207,7 @@ def _merged(job: _Work, staging: Path, have: list[Finding]) -> list[str]:
     merged.write_merged(job.engine, job.adapter, job.source, staging, job.base, dtype, load)
     release(job.engine)
     _check(have, verify_merged(job.live, staging, dtype, conversations, expected, arguments))
-    return merged.commands(job.order.out, _messages(job))
+    return commands.merged(job.order.out, dtype, job.example, settings)
 
 
 def gguf_writer() -> Any:
@@ -221,7 +243,9 @@ def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: 
     if any(check.verified and not check.passed for check in checks):
         _check(have, findings)
     have += [finding for number, finding in enumerate(findings) if finding not in findings[:number]]  # unverified is not wrong: it is kept, and said
-    return _gguf_commands(job, single, pieces is not None)
+    if pieces is not None:
+        return commands.ollama(out, vllm.served_name(out).lower(), job.example)
+    return commands.gguf(None if single else out / BASE_FILE, out if single else out / LORA_FILE, job.example)
 
 
 def _in_llama(writer: Any, live: Live, number: int, base: Path, lora: Path) -> Any:
@@ -233,16 +257,6 @@ def _in_llama(writer: Any, live: Live, number: int, base: Path, lora: Path) -> A
     near = CLOSE if live.dtype == "float32" else max(CLOSE_HALF, SHARE_HALF * float((with_it - without).abs().max()))
     return writer.verify_gguf(base, lora, list(trial.prompt_ids), list(trial.accepted_ids), list(trial.base_ids),
                               with_logits=with_it, without_logits=without, tolerance=near)
-
-
-def _gguf_commands(job: _Work, single: bool, for_ollama: bool) -> list[str]:
-    out, (system, question) = job.order.out, asked(_messages(job))
-    if for_ollama:
-        name = vllm.served_name(out).lower()
-        return [f"cd {quote(str(out.absolute()))} && ollama create {quote(name)} -f Modelfile", f"ollama run {quote(name)} {quote(question)}"]
-    files = f"-m BASE.gguf --lora {quote(str(out))}" if single else f"-m {quote(str(out / BASE_FILE))} --lora {quote(str(out / LORA_FILE))}"
-    more = f" -sys {quote(system)}" if system else ""
-    return [f"llama-cli {files} --jinja --single-turn --temp 0{more} -p {quote(question)}", f"llama-server {files} --jinja"]
 
 
 def _notes(base: Base) -> list[str]:

@@ -40,6 +40,8 @@ class Source:
     sha256: str | None = None     # of adapter_model.safetensors, where lawf.json has it
     session: str | None = None    # id of the session that it comes from
     dropped: str | None = None    # what a cut last line of the session was
+    weights: str | None = None    # the session's own hash of the base's weights (measure.answers), of one number type
+    template_args: dict[str, Any] | None = None  # what the chat template was given, where that is known
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -78,6 +80,7 @@ def _read_folder(folder: Path) -> Source:
     if not (folder / "adapter_config.json").is_file():
         hint = " (it holds a whole model: lawf --model takes it as it is)" if (folder / "config.json").is_file() else ""
         raise ExportError(f"{folder} is no adapter folder: expected adapter_config.json and adapter_model.safetensors in it{hint}")
+    config = _object(folder / "adapter_config.json")
     if (folder / ABOUT).is_file():
         return _read_about(folder)
     beside = folder.with_name(folder.name.removesuffix(".adapter") + store.SUFFIX)
@@ -85,7 +88,6 @@ def _read_folder(folder: Path) -> Source:
         source = _read_session(beside)
         if source.adapter is not None and source.adapter.resolve() == folder.resolve():
             return replace(source, path=folder, adapter=folder)
-    config = _object(folder / "adapter_config.json")
     return Source(folder, folder, {"id": config.get("base_model_name_or_path"), "revision": config.get("revision")})
 
 
@@ -104,7 +106,9 @@ def _read_about(folder: Path) -> Source:
         base, sha256 = dict(about["base"]), str(about["adapter"]["sha256"])
     except (KeyError, TypeError, ValueError, SessionError) as error:
         raise ExportError(f"{path} is damaged: {error}; remove it to use the folder as a plain adapter") from None
-    return Source(folder, folder, base, known, about.get("recipe"), card, sha256, about.get("session"))
+    given = about.get("template_args")
+    return Source(folder, folder, base, known, about.get("recipe"), card, sha256, about.get("session"),
+                  template_args=given if isinstance(given, dict) else None)
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -153,6 +157,9 @@ def _from_events(path: Path, loaded: store.LoadedSession) -> Source:
             anchors = tuple(store.from_json(Anchor, anchor) for anchor in event["anchors"])
             accepted.pop(ids, None)  # accepted again: it comes last
             accepted[ids] = Case(messages[ids][-1]["content"], ids, tuple(event["completion_ids"]), anchors, str(event["text"]))
+        elif kind == "note" and event.get("what") == "opened":
+            given = event.get("settings", {}).get("template_args")
+            source = replace(source, weights=event.get("weights_sha256"), template_args=dict(given) if isinstance(given, dict) else None)
         elif kind == "note" and "taken out of the training" in str(event.get("text")):
             accepted.pop(tuple(event["prompt_ids"]), None)
         elif kind == "training":

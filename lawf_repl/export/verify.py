@@ -24,6 +24,7 @@ from lawf_repl.export.trials import Trial
 CLOSE = 1e-3      # logits of the same model by the same library, float32
 CLOSE_HALF = 0.1  # the same in half precision, or
 SHARE_HALF = 0.1  # that much of what the adapter moves: transformers rounds a LoRA to the number type of its base, peft does not
+STRONGER = "train with a stronger margin (--target-p 0.99, or goal_p = 0.99999 in the config file)"
 SHARE = 0.5       # of what the adapter moves: rounding that is larger has eaten it
 # Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it.
 PROGRAM = ("import sys; sys.path.insert(0, sys.argv[1]); import lawf_repl; sys.path.pop(0); "
@@ -53,9 +54,12 @@ class Live:
         return list(one) == list(other) or texts[0] == texts[1]
 
 
-def verify_adapter(live: Live, folder: Path, dead: Sequence[str] = ()) -> list[Finding]:
-    """A peft folder: by peft's PeftModel.from_pretrained and transformers' load_adapter. Tensors named in `dead` are zero in the live adapter too."""
-    report = in_fresh_process(live, "adapter", folder)
+def verify_adapter(live: Live, folder: Path, dead: Sequence[str] = (), served: str | None = None) -> list[Finding]:
+    """A peft folder: by peft's PeftModel.from_pretrained and transformers' load_adapter. Tensors named in `dead` are zero in the live adapter too.
+
+    `served` is another number type that a server takes base and LoRA in: the last finding is then what comes out in that.
+    """
+    report = in_fresh_process(live, "adapter", folder, served=served)
     if isinstance(report, Finding):
         return [report]
     zero = [name for name in report["zero"] if name not in dead]
@@ -66,7 +70,19 @@ def verify_adapter(live: Live, folder: Path, dead: Sequence[str] = ()) -> list[F
                      f"{report['tensors']} LoRA matrices on linear layers: none missing, unexpected or all zero")]
     for by, how in (("peft", "PeftModel.from_pretrained"), ("transformers", "load_adapter")):
         found.append(_serves(live, f"{by} {report['versions'][by]}", how, report[by], report["base"]))
-    return found
+    return [*found, _served(live, served, report)] if served else found
+
+
+def _served(live: Live, dtype: str, report: dict[str, Any]) -> Finding:
+    """Whether the accepted answers come out where a server computes in another number type than the live model."""
+    seen, n = report["served"], len(live.trials)
+    right = sum(live.same_text(answer, trial.accepted_ids) for trial, answer in zip(live.trials, seen["answers"], strict=True))
+    ok = right == n and seen["distance"] <= max(SHARE * seen["move"], CLOSE) and not seen["wrong"]
+    line = (f"load_adapter: {right} of {n} {_kind(live)}, logits within {seen['distance']:.1e} of the {live.dtype} ones "
+            f"(the adapter itself moves them by {seen['move']:.1e})")
+    if not ok:
+        line += f"; computing in {dtype} undoes the fix: serve it in {live.dtype}, or {STRONGER}"
+    return Finding(f"transformers {report['versions']['transformers']}, computed in {dtype}", ok, line)
 
 
 def _serves(live: Live, name: str, how: str, with_it: dict[str, Any], base: dict[str, Any]) -> Finding:
@@ -117,8 +133,7 @@ def _merged(live: Live, computed: str, stored: str, seen: dict[str, Any], versio
     if not whole:
         line += f"; {len(seen['missing'])} tensors are missing, {len(seen['odd'])} are not the model's"
     elif (right < n or not close) and stored != "float32":
-        line += (f"; rounding to {stored} undoes the fix: export with --dtype float32, "
-                 f"or train with a stronger margin (--target-p 0.99, or goal_p = 0.99999 in the config file)")
+        line += f"; rounding to {stored} undoes the fix: export with --dtype float32, or {STRONGER}"
     elif right < n and computed != "float32":
         line += f"; the weights are right, but computing in {computed} undoes the fix: serve it in float32, or train with a stronger margin"
     return Finding(f"transformers {version}, weights {stored}, computed in {computed}", right == n and close and whole, line)

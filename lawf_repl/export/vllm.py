@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lawf_repl.errors import ExportError
 from lawf_repl.export.card import Base
-from lawf_repl.export.shell import ANY, asked, quote
-from lawf_repl.records import Message
+from lawf_repl.export.commands import Example
+from lawf_repl.export.shell import quote
 
 # What --max-lora-rank takes (MaxLoRARanks in vllm/config/lora.py); without 1, which older versions refuse.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+HALVES = ("bfloat16", "float16")
+# The names of tensors that its loader takes for linear layers (parse_fine_tuned_lora_name in vllm/lora/utils.py).
+TENSOR = re.compile(r"base_model\.model\..+\.lora_[AB]\.weight")
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -26,6 +30,13 @@ def check_config(config: dict[str, Any]) -> None:
     max_rank(int(config["r"]))
 
 
+def check_tensors(names: Iterable[str]) -> None:
+    """Raise ExportError for a tensor of adapter_model.safetensors that vLLM's loader refuses."""
+    for name in names:
+        if not TENSOR.fullmatch(name):
+            raise ExportError(f"vLLM does not load the tensor {name}: it takes lora_A and lora_B of linear layers; export it as merged")
+
+
 def max_rank(rank: int) -> int:
     """The smallest rank that vLLM accepts as a limit and that is no smaller than `rank`."""
     found = next((allowed for allowed in RANKS if allowed >= rank), None)
@@ -34,14 +45,21 @@ def max_rank(rank: int) -> int:
     return found
 
 
-def commands(out: Path, base: Base, config: dict[str, Any], messages: list[Message] | None) -> list[str]:
+def served_dtype(live: str, stored: str) -> str:
+    """The number type that vLLM serves in, given the live model's and that of the base's files: its LoRA kernels take half precision only."""
+    return next((dtype for dtype in (live, stored) if dtype in HALVES), HALVES[0])
+
+
+def commands(out: Path, base: Base, config: dict[str, Any], dtype: str, example: Example) -> list[str]:
     """The command that serves it, and a request to try it with."""
     name = served_name(out)
     revision = f" --revision {quote(base.revision)}" if base.revision else ""
-    body = {"model": name, "messages": messages if asked(messages)[1] != ANY else [{"role": "user", "content": ANY}], "temperature": 0}
-    return [f"vllm serve {quote(base.name)}{revision} --enable-lora --max-lora-rank {max_rank(int(config['r']))} "
+    body: dict[str, Any] = {"model": name, "messages": example.talk, "temperature": 0}
+    if example.arguments:
+        body["chat_template_kwargs"] = example.arguments
+    return [f"vllm serve {quote(base.name)}{revision} --dtype {dtype} --enable-lora --max-lora-rank {max_rank(int(config['r']))} "
             f"--lora-modules {quote(f'{name}={out.absolute()}')}",
-            "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d " + quote(json.dumps(body))]
+            "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d " + quote(json.dumps(body, ensure_ascii=False))]
 
 
 def served_name(out: Path) -> str:

@@ -1,6 +1,7 @@
 """A LoRA adapter on the live model, through peft: found targets, on and off, scaled, saved, loaded, removed.
 
-The base weights are never touched and never merged: with the adapter off the model is the base, bit for bit.
+The base weights are never touched and never merged: with the adapter off the model is the base, bit for bit. peft is imported
+where an adapter comes to be: an answer of the base alone does not wait for it.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from lawf_repl.config import Settings
 from lawf_repl.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Weights = dict[str, torch.Tensor]
 REWRITTEN = (".gate", ".gate_proj", ".up_proj", ".down_proj")  # of mixtures of experts, by peft/utils/transformers_weight_conversion.py
@@ -99,6 +101,8 @@ class Adapter:
 
     def layers(self) -> dict[str, Any]:
         """The layers that carry a LoRA, by their path in peft's model."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         return {path: module for path, module in self._peft.named_modules() if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A")}
 
     def rank_of(self, path: str) -> int:
@@ -161,6 +165,8 @@ def _all_or_nothing(model: Any) -> Iterator[None]:
 
     Half an adapter would be served as the base.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     before, whole = {path for path, _ in model.named_modules()}, False
     try:
         yield
@@ -174,6 +180,8 @@ def _all_or_nothing(model: Any) -> Iterator[None]:
 
 def _loaded(model: Any, folder: Path) -> PeftModel:
     """`model` with the LoRA of a folder. Raises ModelError where it is none, or does not fit tensor for tensor."""
+    from peft import PeftModel, get_peft_model_state_dict
+
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
         raise ModelError(f"the adapter at {folder} is no LoRA: expected peft_type LORA, found {config.get('peft_type')}")
@@ -197,6 +205,8 @@ class _Elsewhere(Exception):
 
 def _injected(model: Any, targets: list[str], settings: Settings, name: str) -> PeftModel:
     """`model` with an untrained LoRA at exactly `targets`. Raises ModelError where peft refuses, _Elsewhere where it takes others."""
+    from peft import LoraConfig, get_peft_model
+
     rank = settings.rank or rank_for(1)
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none",
                         target_modules=targets, base_model_name_or_path=name)

@@ -7,7 +7,9 @@ there, and it finishes the turn from there on. Its own answers to them are what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
+from difflib import SequenceMatcher
 
 import torch
 
@@ -16,7 +18,7 @@ from lawf_repl.engine.cache import kept_logits, uncached
 from lawf_repl.engine.rows import write_rows
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.objective import finite_logprobs, token_kl
-from lawf_repl.records import Case, Message
+from lawf_repl.records import Anchor, Case, Message
 
 REWRITTEN = 48        # tokens of a turn that are written anew at most; behind an earlier place the rest stays as it was
 MORE_TOKENS = 10      # a variation may be this much longer than that
@@ -24,12 +26,14 @@ PLACES = 48           # of a turn that are varied at most
 TOKENS = 2**15        # of all variations' prompts together: long prompts get fewer
 AT_ONCE = 2**12       # tokens of a forward pass that only looks
 ANSWER_TOKENS = 96    # of its answer at most
-SAME = 0.5            # share of the turn that a variation repeats before it departs, from which on it may be the same request
+SAME = 0.5            # share of the turn's tokens that a variation has too, in their order, from which on it may be the same request
 ABOUT = 4             # anchors whose tokens are brought up in other questions, and
 MENTIONS = 4          # places where each of them is
 EVEN = 0.25           # of the turns go to all places alike
 SURE = 2              # most probable tokens of a place that are always tried
-UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write
+UNLIKELY = 1e-4       # a token less probable than this does not make a prompt that anybody would write,
+FAR_FETCHED = 1e-5    # nor one that is brought up on purpose
+_WORD, _NAME, _NAME_BEGUN = re.compile(r"[^\W_]+"), re.compile(r"\w+"), re.compile(r"\w*$")
 
 
 @torch.no_grad()
@@ -38,7 +42,7 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     """At most `count` variations of a case's prompt, each with the base's greedy answer as ids; turn the adapter off first.
 
     Left out are those that the fix may well concern: the answer is the one that was corrected, or begins with the mistake
-    though it begins as the request does. They would hold back what paraphrases need. None where `stop()` turns true meanwhile.
+    and the request is much the same. They would hold back what paraphrases need. None where `stop()` turns true meanwhile.
     """
     ids = list(case.prompt_ids)
     start, end = user_turn(engine, case.prompt_ids, messages)
@@ -50,15 +54,51 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     (_, before), *written = write(engine, ids, end, close, beginnings, drawn, stop)
     if stop():
         return []
-    mistakes = [[*case.completion_ids[:anchor.position], anchor.rejected_id] for anchor in case.anchors[:1]]
-    out: list[Pair] = []
+    concern = Concern(engine, case, ids[start:end], before)
     unlike = {tuple(prompt): (prompt, answer) for prompt, answer in written if prompt != ids}  # two may have been finished alike
-    for prompt, answer in sorted(unlike.values(), key=lambda pair: (len(pair[0]), pair[0])):
-        repeated = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(ids)) - start
-        concerned = any(answer[:len(mistake)] == mistake for mistake in mistakes) and repeated >= SAME * (end - start)
-        if answer and answer not in (before, list(case.completion_ids)) and not concerned:
-            out.append((prompt, answer))
-    return out
+    ordered = sorted(unlike.values(), key=lambda pair: (len(pair[0]), pair[0]))
+    return [(prompt, answer) for prompt, answer in ordered
+            if answer and answer != list(case.completion_ids) and not concern.same(prompt[start:len(prompt) - (len(ids) - end)], answer)]
+
+
+class Concern:
+    """Tells variations that the fix may well concern from those that it does not."""
+
+    def __init__(self, engine: Engine, case: Case, turn: Sequence[int], before: Sequence[int]) -> None:
+        self._engine, self._turn, self._before = engine, list(turn), list(before)
+        self._words = words(self._text(turn))
+        self._anchor = anchor = case.anchors[0] if case.anchors else None
+        self._mistake = [*case.completion_ids[:anchor.position], anchor.rejected_id] if anchor else None
+        self._wrong = wrong = self._name([*self._mistake, *before[len(self._mistake):]] if self._mistake else (), anchor)
+        right = self._name(case.completion_ids, anchor)
+        self._brought, self._lost = wrong - right - self._words, (right - wrong) & self._words
+
+    def same(self, turn: Sequence[int], answer: Sequence[int]) -> bool:
+        """Whether a variation's mistake is that of the corrected prompt: it asks much the same, and for what was rejected no more than that did."""
+        if answer != self._before and (self._mistake is None or answer[:len(self._mistake)] != self._mistake
+                                       or self._name(answer, self._anchor) != self._wrong):  # 12 begins with 1 and is not it
+            return False
+        asked = words(self._text(turn))
+        if self._brought & asked or self._lost - asked:
+            return False  # "turn it on", where "turn it off" was answered with "on"
+        common = sum(block.size for block in SequenceMatcher(None, self._turn, list(turn), autojunk=False).get_matching_blocks())
+        return answer == self._before or common >= SAME * len(self._turn)
+
+    def _name(self, ids: Sequence[int], anchor: Anchor | None) -> frozenset[str]:
+        """The words of the name that the anchor stands in, in an answer: send_message has two."""
+        if anchor is None:
+            return frozenset()
+        begun = _NAME_BEGUN.search(self._text(ids[:anchor.position]))
+        name = _NAME.search(self._text(ids), begun.start() if begun else 0)
+        return words(name.group()) if name else frozenset()
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return "".join(self._engine.token_text(id_) for id_ in ids)
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, in small letters."""
+    return frozenset(word.casefold() for word in _WORD.findall(text))
 
 
 def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings: Sequence[list[int]],
@@ -141,9 +181,11 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
     p[torch.arange(len(places)), [ids[place] for place in places]] = 0
     sure = p.topk(min(SURE, p.shape[1])).indices.tolist()
     weight = influence(engine, ids, places, [row[0] for row in sure], case)
-    about = {id_ for anchor in case.anchors[:ABOUT] for id_ in (anchor.rejected_id, anchor.chosen_id)} - set(banned.tolist())
+    about = {id_ for anchor in case.anchors[:ABOUT] for id_ in (anchor.rejected_id, anchor.chosen_id)} | as_asked(engine, case)
+    about -= set(banned.tolist())
     each = min(MENTIONS, len(places), count // (4 * max(len(about), 1)))  # a quarter of all at most
-    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(each).indices.tolist() if ids[places[row]] != id_}
+    mentions = {(row, id_) for id_ in about for row in p[:, id_].topk(each).indices.tolist()
+                if ids[places[row]] != id_ and float(p[row, id_]) >= FAR_FETCHED}
     # Gumbel's way to draw without repeating
     noise = -torch.empty_like(p).exponential_(generator=drawn).log()
     found: list[tuple[float, float, int, int]] = []
@@ -154,6 +196,18 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
         likely = [id_ for id_ in [*sure[row], *others] if float(p[row, id_]) >= UNLIKELY and id_ not in named]
         found += [(0.0 if turn < SURE else (turn - SURE + 1) / weight[row], -float(p[row, id_]), place, id_) for turn, id_ in enumerate(likely)]
     return [[*ids[:place], id_] for _, _, place, id_ in sorted(found)[:count]]
+
+
+def as_asked(engine: Engine, case: Case) -> set[int]:
+    """Tokens by which a question would name what the first anchor rejected and chose: " news" and "News" where the answer has "_news"."""
+    anchors = case.anchors[:1]
+    found: set[int] = set()
+    for word in {word for anchor in anchors for id_ in (anchor.rejected_id, anchor.chosen_id) for word in words(engine.token_text(id_))}:
+        for form in (f" {word}", word.capitalize()):
+            ids = engine.tokenizer.encode(form)
+            if len(ids) == 1:
+                found.add(ids[0])
+    return found
 
 
 def influence(engine: Engine, ids: Sequence[int], places: Sequence[int], others: Sequence[int], case: Case) -> list[float]:

@@ -6,7 +6,7 @@ whether the greedy text changed, which it did if and only if a top-1 changed the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.memory import memory_guard
-from lawf_repl.errors import UsageError
+from lawf_repl.errors import Stopped, UsageError
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
 from lawf_repl.learn.head import Head
@@ -59,13 +59,15 @@ class Reference:
 
 
 @torch.no_grad()
-def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair]) -> ProbeResult:
+def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair], stop: Callable[[], bool] = lambda: False) -> ProbeResult:
     """Mean KL(base || adapted) per token in nats, and the share of probes whose greedy text changed.
 
-    Changes at a near-tie of the base are counted apart. Raises UsageError for no probes.
+    Changes at a near-tie of the base are counted apart. Raises UsageError for no probes, Stopped where `stop()` turns true.
     """
     def changes() -> Iterator[_Changes]:
         for batch in _batches(engine, probes):
+            if stop():
+                raise Stopped
             with memory_guard("measuring drift", "take fewer probes"):
                 with adapter.off():
                     base = head.states(batch)  # (N, H)

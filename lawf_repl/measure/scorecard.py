@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.errors import Stopped
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair
 from lawf_repl.measure.probes import measure_drift
@@ -15,10 +17,11 @@ from lawf_repl.spans import TAIL, text_behind
 Question = tuple[Sequence[Message], str]  # conversation, expected text
 
 
-def answer_texts(engine: Engine, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
-    """Greedy answers as text, without the end-of-turn token, of the model as it stands."""
+def answer_texts(engine: Engine, conversations: Sequence[Sequence[Message]], max_tokens: int, stop: Callable[[], bool] | None = None) -> list[str]:
+    """Greedy answers as text, without the end-of-turn token, of the model as it stands. Raises Stopped where `stop()` turns true."""
     prompts = [engine.prompt_ids(messages) for messages in conversations]
-    ids = greedy_answers(engine.model, prompts, engine.end_ids, max_tokens, context=engine.context_length, kind=engine.cache_kind)
+    ids = greedy_answers(engine.model, prompts, engine.end_ids, max_tokens, context=engine.context_length, kind=engine.cache_kind,
+                         stop=stop)
     return [answer_text(engine, prompt, row) for prompt, row in zip(prompts, ids, strict=True)]
 
 
@@ -34,14 +37,17 @@ def measure(engine: Engine, adapter: Adapter, reruns: Sequence[Rerun], paraphras
 
     `paraphrases` carry the text that is expected of them; a neighbour's is what the base gives, found here.
     """
-    reliability = sum(rerun.fixed for rerun in reruns) / len(reruns) if reruns else None
-    if stop():
-        return Scorecard(reliability)
-    with adapter.off():
-        base = answer_texts(engine, neighbours, max_tokens)
-    conversations = [messages for messages, _ in paraphrases] + list(neighbours)
-    expected = [text for _, text in paraphrases] + base
-    got = answer_texts(engine, conversations, max_tokens)
-    checks = [Check(messages[-1]["content"], wanted, given) for messages, wanted, given in zip(conversations, expected, got, strict=True)]
-    return Scorecard(reliability, tuple(checks[:len(paraphrases)]), tuple(checks[len(paraphrases):]),
-                     measure_drift(engine, adapter, probes) if probes and not stop() else None)
+    card = Scorecard(sum(rerun.fixed for rerun in reruns) / len(reruns) if reruns else None)
+    try:
+        with adapter.off():
+            base = answer_texts(engine, neighbours, max_tokens, stop)
+        conversations = [messages for messages, _ in paraphrases] + list(neighbours)
+        expected = [text for _, text in paraphrases] + base
+        got = answer_texts(engine, conversations, max_tokens, stop)
+        checks = [Check(messages[-1]["content"], wanted, given) for messages, wanted, given in zip(conversations, expected, got, strict=True)]
+        card = replace(card, paraphrases=tuple(checks[:len(paraphrases)]), neighbours=tuple(checks[len(paraphrases):]))
+        if probes:
+            card = replace(card, probes=measure_drift(engine, adapter, probes, stop))
+    except Stopped:
+        pass
+    return card

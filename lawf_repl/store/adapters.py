@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lawf_repl.errors import SessionError
-from lawf_repl.store.disk import adapter_path, beside, clear_errors, directory_sha256, sync_directory, sync_tree, temporary
+from lawf_repl.store.disk import adapter_path, beside, clear_errors, directory_sha256, remove_lock, sync_directory, sync_tree, temporary
 from lawf_repl.store.lines import Event
 
 SHOWN = 12  # characters of the hash in the name of an earlier adapter
@@ -76,8 +76,9 @@ def move_adapters(before: Path, after: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Takes a session away, with its adapters, as far as the system lets one."""
+    """Takes a session away, with its adapters and its lock, as far as the system lets one."""
     Path(path).unlink(missing_ok=True)
+    remove_lock(Path(path))
     for found in _all(adapter_path(Path(path))):
         shutil.rmtree(found, ignore_errors=True)
 

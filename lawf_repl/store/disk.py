@@ -25,6 +25,12 @@ def lock_path(path: Path) -> Path:
     return beside(Path(path), ".lock")
 
 
+def remove_lock(path: Path) -> None:
+    """Takes away the lock of a name that no session has; where the system does not let one, it stays and does no harm."""
+    with suppress(OSError):
+        lock_path(path).unlink()
+
+
 def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name.removesuffix(SUFFIX) + suffix)
 

@@ -16,7 +16,7 @@ from lawf_repl import __version__
 from lawf_repl.errors import SessionError
 from lawf_repl.store import lines as form
 from lawf_repl.store.adapters import move_adapters
-from lawf_repl.store.disk import BINARY, adapter_path, clear_errors, lock_path, replace_file, sync_directory, temporaries
+from lawf_repl.store.disk import BINARY, adapter_path, clear_errors, lock_path, remove_lock, replace_file, sync_directory, temporaries
 from lawf_repl.store.lines import Event, Header, LoadedSession
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class SessionFile:
             except BaseException:  # an interrupt too
                 os.close(descriptor)
                 path.unlink()  # ours, and without a whole header it is no session
+                remove_lock(path)
                 raise
         return session
 
@@ -136,7 +137,7 @@ class SessionFile:
             move_adapters(before, path)
         for folder in {path.parent, before.parent}:
             sync_directory(folder)
-        lock_path(Path(os.path.realpath(before))).unlink(missing_ok=True)  # no session has this name any more
+        remove_lock(Path(os.path.realpath(before)))  # no session has this name any more
         held.release()
 
     def close(self) -> None:

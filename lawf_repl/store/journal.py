@@ -13,7 +13,7 @@ from typing import Any
 
 from lawf_repl.errors import SessionError
 from lawf_repl.store import lines as form
-from lawf_repl.store.disk import adapter_path, clear_errors
+from lawf_repl.store.disk import adapter_path, clear_errors, remove_lock
 from lawf_repl.store.file import SessionFile, TooLong
 from lawf_repl.store.lines import Event
 
@@ -71,6 +71,7 @@ class Journal:
         except SessionError:
             file.close()
             path.unlink(missing_ok=True)  # half a copy would look like a whole one
+            remove_lock(path)
             raise
         return file
 

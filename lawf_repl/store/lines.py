@@ -33,7 +33,9 @@ EVENT_TYPES = frozenset({"prompt", "completion", "correction", "undo", "accept",
 MODEL_KEYS = ("id", "revision", "config_sha256", "tokenizer_sha256", "template_sha256", "dtype")
 OWN_KEYS = frozenset({"type", "at", "sum"})  # of an event, not its giver's to set
 MAX_LINE_BYTES = 50_000_000
+LONG = b"too long\n"  # what stands for a line above that
 MEND = "restore the file from a copy, or remove that line"
+TOO_LONG = f"is longer than 50 MB, which lawf never writes; {MEND}"
 _SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}\n?$')
 _SUM_BYTES = 40  # at the end of a line, that hold its sum: a long line need not be searched
 
@@ -93,8 +95,11 @@ def to_lines(header: Header, events: tuple[Event, ...]) -> list[bytes]:
     return lines
 
 
-def read_lines(path: Path) -> tuple[list[bytes], bytes]:
-    """Whole lines with their newlines, and the cut last one, empty if there is none. Raises SessionError."""
+def read_lines(path: Path, skip_long: bool = False) -> tuple[list[bytes], bytes]:
+    """Whole lines with their newlines, and the cut last one, empty if there is none. Raises SessionError.
+
+    A line that is too long is refused, or with `skip_long` LONG stands in its place; it is never held in memory.
+    """
     lines: list[bytes] = []
     with clear_errors(path, "read"):
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
@@ -102,7 +107,11 @@ def read_lines(path: Path) -> tuple[list[bytes], bytes]:
         with open(path, "rb") as source:
             while line := source.readline(MAX_LINE_BYTES + 1):
                 if len(line) > MAX_LINE_BYTES:
-                    raise SessionError(f"session {path}: line {len(lines) + 1} is longer than 50 MB, which lawf never writes")
+                    if not skip_long or not lines:
+                        raise SessionError(f"session {path}: line {len(lines) + 1} {TOO_LONG}")
+                    while line and not line.endswith(b"\n"):
+                        line = source.readline(MAX_LINE_BYTES)
+                    line = LONG
                 if not line.endswith(b"\n"):
                     return _not_empty(path, lines), line
                 lines.append(line)
@@ -153,6 +162,8 @@ def parse_header(path: Path, line: bytes) -> Header:
 
 def parse_event(path: Path, number: int, line: bytes) -> Event:
     """Any other line, its sum left out. Raises SessionError."""
+    if line is LONG:
+        raise SessionError(f"session {path}: line {number} {TOO_LONG}")
     event = _parse_object(path, number, line)
     event.pop("sum", None)
     kind = event.get("type")

@@ -25,12 +25,12 @@ class Salvaged:
 
 
 def salvage(path: Path, types: Collection[str] | None = None) -> Salvaged:
-    """As much of a session as can be read. Raises SessionError where not even its header can, or a line is too long.
+    """As much of a session as can be read. Raises SessionError where not even its header can.
 
     With `types`, an event of another type whose sum holds is not read, which is most of the work: of it there is {"type", "at"} alone.
     """
     path = Path(path)
-    lines, tail = form.read_lines(path)
+    lines, tail = form.read_lines(path, skip_long=True)
     header = form.parse_header(path, lines[0])
     events: list[tuple[int, Event]] = []
     troubles: list[Finding] = []

@@ -36,7 +36,7 @@ def verify(path: Path) -> list[Finding]:
     """Everything that is wrong with a session file, in the order of its lines; empty where nothing is. Needs no model."""
     path = Path(path)
     try:
-        lines, tail = form.read_lines(path)
+        lines, tail = form.read_lines(path, skip_long=True)
         header = form.parse_header(path, lines[0])
     except SessionError as error:
         return [Finding(None, str(error))]
@@ -163,10 +163,10 @@ class _Check:
     def _train(self, event: Event) -> str | None:
         result = from_json(TrainingResult, event)
         curve = from_json(Curve, event["curve"]) if event.get("curve") is not None else None  # younger than the schema
-        prompts = [tuple(prompt) if isinstance(prompt, list) else () for prompt in event.get("prompts", [])]
+        prompts = from_json(tuple[tuple[int, ...], ...], event.get("prompts", []))
         if event.get("node") is not None and event.get("parent") in self._nodes:
             self._nodes[_number(event, "node")] = self._nodes[event["parent"]]  # the same answer, another model
-        if not set(prompts) <= self._accepted:
+        if not self._accepted.issuperset(prompts):
             return "it names a prompt whose answer was not accepted"
         if curve is not None and {len(column) for column in (curve.loss, curve.drift, curve.seconds, curve.fixed, curve.round, *curve.anchor_p)} \
                 != {len(curve.step)}:

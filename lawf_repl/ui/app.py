@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -14,13 +15,14 @@ from rich.text import Text
 from lawf_repl.errors import LawfError, NothingToFix, UsageError
 from lawf_repl.records import Case, Completion, Progress
 from lawf_repl.ui import commands, exporting, work
+from lawf_repl.ui.completion import Offer
 from lawf_repl.ui.keys import DEFAULT, Keymap
 from lawf_repl.ui.layout import token_label, visible
 from lawf_repl.ui.line import InputLine, Status
 from lawf_repl.ui.motion import least_sure
 from lawf_repl.ui.picker import Picker
 from lawf_repl.ui.port import Action, SessionPort, Stop
-from lawf_repl.ui.render import anchors_table, answer_view
+from lawf_repl.ui.render import anchors_table, answer_view, least_sure_places
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
 from lawf_repl.ui.theme import Theme, theme_for
@@ -29,6 +31,7 @@ from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 
 Extra = Callable[[SessionPort, str, Stop, Theme], tuple[SessionPort, RenderableType]]  # of a command: the session to go on with, what to show
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
+WAITS = {"probe": "the base answers it", "hold": "the base answers it"}  # commands that may take a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +47,40 @@ class Options:
 
 
 def run_repl(load: Callable[[Callable[[Progress], None]], SessionPort], *, first_prompt: str | None, intro: str | None, options: Options,
-             model_name: str = "the model", console: Console | None = None, extras: Mapping[str, Extra] = MappingProxyType({})) -> int:
-    """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded."""
-    loader = Loader(load)  # it loads while the terminal is asked for its colours
+             model_name: str = "the model", console: Console | None = None, extras: Mapping[str, Extra] = MappingProxyType({}),
+             saved: Callable[[], Iterable[Offer]] = tuple, answered: Callable[[], None] = lambda: None) -> int:
+    """The REPL from first prompt to goodbye; 0 when the user left, 2 when the model could not be loaded.
+
+    `answered` is called when an answer stands, once: the user reads it, and what a training needs can be made ready meanwhile.
+    """
+    loader = Loader(load)
     theme = theme_for(options.plain, os.environ, options.theme)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(loader, console, theme, model_name, options, extras).run(first_prompt, intro)
+    return Repl(loader, console, theme.on(console.color_system), model_name, options, extras, saved, answered).run(first_prompt, intro)
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
-    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options, extras: Mapping[str, Extra]) -> None:
+    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options, extras: Mapping[str, Extra],
+                 saved: Callable[[], Iterable[Offer]], answered: Callable[[], None]) -> None:
         self.extras, self.warned = extras, ""
+        self.answered: Callable[[], None] | None = answered
         self.loader = loader
         self.console = console
         self.theme = theme
         self.model_name = model_name
         self.options = options
         self.status = Status(model_name)
-        self.line = InputLine(loader, theme, self.status, open_history(options.history), options.vi)
-        self.accepted: Completion | None = None
+        self.line = InputLine(loader, theme, self.status, open_history(options.history), options.vi, saved)
         self.accepted_case: Case | None = None  # accepted, and not told yet
         self.shown: Completion | None = None   # the answer that stands in the scrollback already
-        self.told = False  # what the model's loading had to say, once
+        self.told = self.hinted = False  # what the model's loading had to say, and what to do without a view: once
+        self.waiting = ""  # a line that was sent, and whose wait for the model was interrupted: it stands in the prompt again
         self._own: dict[str, Callable[[SessionPort], None]] = {
-            "edit": self.edit, "accept": self._accept_here, "train": self.train,
+            "edit": self._edit_again, "accept": self._accept_here, "train": self.train,
             "mend": self.mend,
         }
 
@@ -94,10 +103,11 @@ class Repl:
         while True:
             try:
                 line = self.line.read(default)
-                interrupts, default = 0, ""
+                interrupts = 0
                 leave = self._handle(line)
+                default, self.waiting = self.waiting, ""
             except KeyboardInterrupt:
-                interrupts, default = interrupts + 1, ""
+                interrupts, default = 1 if self.line.abandoned else interrupts + 1, ""  # who gives up a text does not leave
                 leave = interrupts > 1
                 if not leave:
                     self.say("Ctrl-C again or Ctrl-D leaves")
@@ -124,6 +134,9 @@ class Repl:
                 return False
             session = self._session()
             if session is None:
+                if self.loader.error is None:
+                    self.waiting = line
+                    self.say("the model is still loading; enter waits for it again")
                 return False
             if not self.told:
                 self.told = True
@@ -151,8 +164,21 @@ class Repl:
 
     def ask(self, session: SessionPort, prompt: str) -> None:
         """The answer to the conversation's next prompt, streamed, then opened for correction."""
-        self.accepted = self.shown = None
+        self.shown = None
         work.stream(lambda stop: session.follow_up(prompt, stop), (), self.console, self.theme)
+        self._streamed(session)
+        if self.answered is not None:
+            self.answered()
+            self.answered = None
+        self.edit(session)
+
+    def _streamed(self, session: SessionPort) -> None:
+        """Without a view that takes its place, what was streamed stands in the scrollback."""
+        if self.theme.plain and session.node is not None:
+            self.shown = session.node.completion
+
+    def _edit_again(self, session: SessionPort) -> None:
+        self.shown = None
         self.edit(session)
 
     def edit(self, session: SessionPort) -> None:
@@ -160,9 +186,10 @@ class Repl:
         current_node(session)
         self._count(session)
         if self.theme.plain:
-            self.say(PLAIN_HINT)
+            self._print_answer(session)
+            self._tell(session)
             return
-        cursor, note = None, _finish_note(session)
+        cursor, note = None, self._finish_note(session)
         while (node := session.node) is not None:
             picker = Picker(node.completion.tokens, session, cursor=cursor, note=note, fixed=node.fix_positions, keys=self.options.keys)
             action = run_picker(picker, self.theme, self.options.mouse)
@@ -178,12 +205,22 @@ class Repl:
                     train = self.options.keys.shown("train")
                     note = f"accepted: {self._accepted_anchors()} · {train} trains · /new, then one more prompt"
                     continue
-                note = self.apply(session, action) or _finish_note(session)
+                note = self.apply(session, action) or self._finish_note(session)
                 cursor = self._reopening(session, cursor)
             except LawfError as error:
                 note = str(error)
         self._print_answer(session)
         self._print_accepted(session)
+
+    def _tell(self, session: SessionPort) -> None:
+        """Without a view: where the model was unsure, how the answer ended, and once what can be done."""
+        if tokens := current_node(session).completion.tokens:
+            self.say(f"least sure: {least_sure_places(tokens)}")
+        if note := self._finish_note(session):
+            self.say(note)
+        if not self.hinted:
+            self.hinted = True
+            self.say(PLAIN_HINT)
 
     def apply(self, session: SessionPort, action: Action) -> str:
         """Do one correction and stream what the model makes of it; what there is to say about it."""
@@ -202,15 +239,15 @@ class Repl:
             return "" if moved else f"nothing to {action.kind}"
         before = current_node(session)
         work.correct(session, action, before, self.console, self.theme)
+        self._streamed(session)
         self._count(session)
         if session.node is not None and session.node is not before:
-            self.console.print(work.correction_line(before, session.node, self.theme))
+            self.console.print(work.correction_line(before, session.node, self.theme), no_wrap=True, overflow="ellipsis")
         return ""
 
     def accept(self, session: SessionPort) -> None:
         """Keep the answer for training; what was accepted is printed when the answer view is left."""
         self.accepted_case = session.accept()
-        self.accepted = current_node(session).completion
         self._count(session)
 
     def _accept_here(self, session: SessionPort) -> None:
@@ -224,13 +261,14 @@ class Repl:
             return f"{len(anchors)} anchors"
         return f"{token_label(anchors[0].rejected)} → {token_label(anchors[0].chosen)} at {anchors[0].position}"
 
-    def _print_accepted(self, session: SessionPort) -> None:
-        """The anchors of what was accepted last, once."""
+    def _print_accepted(self, session: SessionPort, training: bool = False) -> None:
+        """The anchors of what was accepted last, once; what comes next, unless that is `training`."""
         if self.accepted_case is not None:
             self.console.print(Padding(anchors_table(self.accepted_case.anchors, self.theme), (0, 0, 0, 2)))
             self.console.print()
             prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
-            self.say(f"accepted: {prompts} to train on; /train (or t in the answer view) trains, /new and another prompt adds a case")
+            if not training:
+                self.say(f"accepted: {prompts} to train on; /train trains, /new and another prompt adds a case")
             if sampled := session.sampled():
                 self.say(sampled_text(sampled))
             for conflict in session.conflicts():
@@ -244,15 +282,14 @@ class Repl:
         if not session.cases:
             raise NothingToFix("nothing to train: correct an answer and accept it first")
         self._print_answer(session)
-        self._print_accepted(session)
+        self._print_accepted(session, training=True)
         if work.train(session, self.console, self.theme):
             work.compare(session, self.console, self.theme)
 
     def mend(self, session: SessionPort) -> None:
         """Train on what the last comparison found wrong, too."""
         work.mend(session, self.console, self.theme)
-        self.accepted = session.node.completion if session.node is not None else None
-        self.shown = self.accepted  # a line said what became of it
+        self.shown = session.node.completion if session.node is not None else None  # a line said what became of it
         self._count(session)
 
     def _print_answer(self, session: SessionPort) -> None:
@@ -272,11 +309,15 @@ class Repl:
         return least_sure(node.completion.tokens, start, node.fix_positions)
 
     def _is_accepted(self, session: SessionPort) -> bool:
-        return session.node is not None and session.node.completion is self.accepted
+        answer = session.node.completion if session.node is not None else None
+        return answer is not None and any((case.prompt_ids, case.completion_ids) == (answer.prompt_ids, answer.ids) for case in session.cases)
 
     def _count(self, session: SessionPort) -> None:
-        open_anchors = () if self._is_accepted(session) else session.anchors()
-        self.status.anchors = sum(len(case.anchors) for case in session.cases) + len(open_anchors)
+        """Anchors so far: of the accepted answers, and of the answer that stands, which may take the place of one of them."""
+        anchors = {case.prompt_ids: len(case.anchors) for case in session.cases}
+        if session.node is not None and not self._is_accepted(session) and (here := session.anchors()):
+            anchors[session.node.completion.prompt_ids] = len(here)
+        self.status.anchors = sum(anchors.values())
 
     def _command(self, session: SessionPort, name: str, argument: str) -> None:
         """One command: of this loop, a correction, or something to show."""
@@ -295,7 +336,9 @@ class Repl:
             if action.kind == "goto" or session.node is not before:
                 self.edit(session)
         elif name in REPORTS:
-            self.show(REPORTS[name](session, argument, self.theme))
+            with work.waiting(WAITS[name], self.console, self.theme) if name in WAITS and argument.strip() else nullcontext():
+                shown = REPORTS[name](session, argument, self.theme)
+            self.show(shown)
         elif name in self.extras:
             with Interruptible() as stop, work.waiting(f"/{name}", self.console, self.theme):
                 self.loader.session, shown = self.extras[name](session, argument, stop, self.theme)
@@ -310,8 +353,12 @@ class Repl:
         else:
             self.show(commands.help_table(self.theme))
 
-
-def _finish_note(session: SessionPort) -> str:
-    """What to say about an answer that did not end by itself."""
-    finish = session.node.completion.finish if session.node is not None else "eos"
-    return {"interrupted": "stopped before its end: + goes on", "length": "cut at max_tokens: + goes on, e ends it"}.get(finish, "")
+    def _finish_note(self, session: SessionPort) -> str:
+        """What to say about an answer that did not end by itself."""
+        answer = session.node.completion if session.node is not None else None
+        if answer is None or answer.finish == "eos":
+            return ""
+        on = "/append" if self.theme.plain else f"{self.options.keys.shown('go_on')} enter"
+        if answer.finish == "interrupted":
+            return f"stopped before its end: {on} goes on"
+        return f"cut at {len(answer.tokens)} tokens: /end {len(answer.tokens)} ends it; /set max_tokens, then {on} goes on"

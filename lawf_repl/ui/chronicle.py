@@ -35,6 +35,7 @@ from lawf_repl.ui.render import anchors_table, answer_view, least_sure, shorten,
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
 
+LONGEST = 20_000  # characters of one text
 LISTS = {"paraphrase": "paraphrases, to be answered like it", "neighbour": "neighbours, whose answers must stay",
          "held": "held, so that the base's answers stay", "dropped": "taken out of the training"}
 
@@ -88,6 +89,12 @@ def verdict(chronicle: Chronicle) -> str:
     return f"Not trained: {accepted} accepted answer{'' if accepted == 1 else 's'}." if accepted else "Nothing was accepted or trained."
 
 
+def told(text: str, newlines: bool = False) -> str:
+    """A text made safe to show; of a very long one the beginning, because laying out millions of characters takes minutes."""
+    more = f" … and {len(text) - LONGEST} characters more, which --json has" if len(text) > LONGEST else ""
+    return visible(text[:LONGEST], newlines=newlines) + more
+
+
 class Teller:
     """Beats in, renderables out."""
 
@@ -105,17 +112,17 @@ class Teller:
 
     def quiet(self, text: str, behind: Text | None = None) -> RenderableType:
         """An indented line in the background, and what stands behind it on it."""
-        line = Text(visible(text), self.theme.rich("quiet"), overflow="fold")
+        line = Text(told(text), self.theme.rich("quiet"), overflow="fold")
         return indented(line if behind is None else line.append_text(behind))
 
     def asked(self, beat: Asked) -> RenderableType:
         parts: list[RenderableType] = [self.quiet(f"turn {beat.turn} of the conversation")] * (beat.turn > 1 and len(beat.messages) == 1)
         for message in beat.messages[:-1]:
-            parts.append(self.quiet(f"{message['role']}: ", Text(visible(message["content"], newlines=True))))
+            parts.append(self.quiet(f"{message['role']}: ", Text(told(message["content"], newlines=True))))
         last = beat.messages[-1]
         role = "" if last["role"] == "user" else f"{visible(last['role'])}: "
         mark = Text("› ", self.theme.rich("accent"), overflow="fold")
-        return Group(*parts, mark.append(role + visible(last["content"], newlines=True), self.theme.rich("title")))
+        return Group(*parts, mark.append(role + told(last["content"], newlines=True), self.theme.rich("title")))
 
     def answer(self, node: Node) -> RenderableType:
         tokens, ended = node.completion.tokens, {"interrupted": "stopped by hand", "length": "stopped at the most tokens allowed"}
@@ -135,7 +142,7 @@ class Teller:
             line.append(f"   {reuse_text(beat.after.completion.timing)}", self.theme.rich("quiet"))
         else:
             line.append(f"at {beat.correction.position}  {beat.correction.kind.replace('_', ' ')}  ", self.theme.rich("quiet"))
-            line.append(visible(beat.correction.text), self.theme.rich("after"))
+            line.append(told(beat.correction.text), self.theme.rich("after"))
         answer = self.quiet("the answer that came of it is not in the file") if beat.after is None else self.answer(beat.after)
         return Group(indented(line), answer)
 
@@ -148,7 +155,7 @@ class Teller:
         return Group(self.quiet(f"accepted, {count}"), anchors_table(beat.anchors, self.theme))
 
     def listed(self, beat: Listed) -> RenderableType:
-        return Group(self.quiet(LISTS.get(beat.what, beat.what)), *(indented(Text(visible(prompt), overflow="fold"), 4) for prompt in beat.prompts))
+        return Group(self.quiet(LISTS.get(beat.what, beat.what)), *(indented(Text(told(prompt), overflow="fold"), 4) for prompt in beat.prompts))
 
     def noted(self, beat: Noted) -> RenderableType:
         return self.quiet(beat.text)

@@ -21,7 +21,7 @@ class Command:
     help: str
     choices: tuple[str, ...] = ()
     group: str = ""
-    paths: bool = False  # the argument is a path
+    paths: bool = False  # the argument is a session's name or path
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("pick", "POSITION NUMBER", "take an alternative by its number", group="answer"),
     Command("delete", "POSITION [COUNT]", "delete tokens, the model goes on", group="answer"),
     Command("end", "POSITION", "end the answer before a position", group="answer"),
-    Command("append", "TEXT", "go on where the answer ended", group="answer"),
+    Command("append", "[TEXT]", "go on where the answer ended", group="answer"),
     Command("undo", "", "take the last correction back", group="answer"),
     Command("redo", "", "make it again", group="answer"),
     Command("tree", "", "all answers, corrections, trainings", group="answer"),
@@ -69,6 +69,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("set", "[NAME VALUE]", "change a setting; alone: show them",
             SETTINGS, "set"),
     Command("model", "", "what is loaded, and where", group="set"),
+    Command("doctor", "", "versions, devices, memory, what fits", group="set"),
     Command("help", "[COMMAND]", "this list, or one line of it", group="set"),
     Command("quit", "", "leave (Ctrl-D does too)", group="set"),
 )
@@ -84,7 +85,7 @@ def find(name: str) -> Command:
         return matches[0]
     if matches:
         raise UsageError("ambiguous: " + ", ".join(f"/{command.name}" for command in matches))
-    close = get_close_matches(lowered, [command.name for command in COMMANDS], n=1, cutoff=0.5)
+    close = get_close_matches(lowered, [command.name for command in COMMANDS], n=1, cutoff=0.6)
     raise UsageError(f"no command /{name}" + (f"; did you mean /{close[0]}?" if close else "; /help lists them"))
 
 
@@ -106,7 +107,7 @@ def parse(line: str) -> Request:
     parts = stripped[1:].split(maxsplit=1)
     name = parts[0] if parts and not stripped[1:2].isspace() else ""
     if not name:
-        raise UsageError("a command's name follows the slash; /help lists them, // starts a prompt with a slash")
+        raise UsageError("expected a command behind the slash: /help lists them; // begins a prompt")
     return Request(find(name), parts[1] if len(parts) > 1 else "")
 
 

@@ -181,7 +181,7 @@ def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True, w
         return "Nothing was trained yet: correct an answer, accept it, then /train."
     if wrong and weak:
         found = "Preferred, not fixed: a correction with a confidence below 1 does not decide what the model says first"
-        then = "keep it with /save, or /undo, /confidence 1 and correct again"
+        then = "keep it with /save NAME, or /undo, /confidence 1 and correct again"
     elif wrong:
         which = "the prompt does" if len(reruns) == 1 else f"{len(wrong)} of {len(reruns)} prompts do"
         nexts: dict[StopReason | None, str] = {
@@ -202,12 +202,12 @@ def _side_effects(card: Scorecard) -> tuple[str, str]:
     missed = [check for check in card.paraphrases if not check.ok]
     flips = 0 if card.probes is None else round(card.probes.flips * card.probes.n)
     if not card.neighbours and card.probes is None:
-        return "what else changed was not measured", "add /neighbour PROMPT and /compare, or keep it with /save"
+        return "what else changed was not measured", "add /neighbour PROMPT and /compare, or keep it with /save NAME"
     if changed or flips:
         parts = [f"{len(changed)} of {len(card.neighbours)} neighbours"] if changed else []
         if card.probes is not None and flips:
             parts.append(f"{flips} of {card.probes.n} probes")
-        return f"but {' and '.join(parts)} changed too", "keep it with /save or drop it with /adapter reset"
+        return f"but {' and '.join(parts)} changed too", "keep it with /save NAME or drop it with /adapter reset"
     if missed:
-        return f"nothing else changed, but {len(missed)} of {len(card.paraphrases)} paraphrases are still wrong", "correct one too, or /save"
-    return "nothing else that was measured changed", "keep it with /save"
+        return f"nothing else changed, but {len(missed)} of {len(card.paraphrases)} paraphrases are still wrong", "correct one too, or /save NAME"
+    return "nothing else that was measured changed", "keep it with /save NAME, serve it with /export"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
 from lawf_repl.config import FIELDS, rule_of
+from lawf_repl.store import SUFFIX
 from lawf_repl.ui.commands import COMMANDS, Command, find_quietly
 from lawf_repl.ui.layout import visible
 from lawf_repl.ui.port import SessionPort
 from lawf_repl.ui.render import shorten
 
 Offer = tuple[str, str]  # a word, and what it means
+MEANING = 60  # cells of what something means, at most
 CHOICES = {"on": "the adapted model answers", "off": "the base answers", "reset": "take the adapter out", "save": "write it as a peft folder",
            "peft": "peft and transformers", "merged": "the whole model, adapter merged", "gguf": "llama.cpp", "ollama": "Ollama", "vllm": "vLLM",
            "drop": "do not train on it any more"}
@@ -22,9 +25,11 @@ CHOICES = {"on": "the adapted model answers", "off": "the base answers", "reset"
 class CommandCompleter(Completer):
     """Completes command names, and their arguments from what the session has."""
 
-    def __init__(self, session: Callable[[], SessionPort | None] = lambda: None) -> None:
-        self._session = session
+    def __init__(self, session: Callable[[], SessionPort | None] = lambda: None, saved: Callable[[], Iterable[Offer]] = tuple) -> None:
+        """`saved` gives the names that /load knows."""
+        self._session, self._saved = session, saved
         self._paths = PathCompleter(expanduser=True)
+        self._files = PathCompleter(expanduser=True, file_filter=lambda path: os.path.isdir(path) or path.endswith(SUFFIX))
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """Every command that begins like the line, or every word that its next argument can be."""
@@ -43,12 +48,18 @@ class CommandCompleter(Completer):
             return
         path = path_part(command_, argument)
         if path is not None:
-            yield from self._paths.get_completions(Document(path, len(path)), complete_event)
+            paths = self._files if command_.paths else self._paths
+            yield from paths.get_completions(Document(path, len(path)), complete_event)
+            return
+        if command_.paths:
+            for offered, meaning in self._saved():
+                if offered.startswith(argument):  # a name may have spaces
+                    yield _offered(offered, argument, meaning)
             return
         word = argument.rpartition(" ")[2]
         for offered, meaning in self._offers(command_, argument[:len(argument) - len(word)].split()):
             if offered.startswith(word):
-                yield Completion(offered, start_position=-len(word), display_meta=shorten(visible(meaning), 60))
+                yield _offered(offered, word, meaning)
 
     def _offers(self, command: Command, before: list[str]) -> Iterator[Offer]:
         """Words for the argument behind those that stand there."""
@@ -65,6 +76,10 @@ class CommandCompleter(Completer):
             yield from ((choice, CHOICES.get(choice, "")) for choice in command.choices)
 
 
+def _offered(text: str, typed: str, meaning: str) -> Completion:
+    return Completion(text, start_position=-len(typed), display=visible(text), display_meta=shorten(visible(meaning), MEANING))
+
+
 def _settings(before: list[str]) -> Iterator[Offer]:
     if not before:
         yield from ((name, rule_of(name).meaning) for name in next(one for one in COMMANDS if one.name == "set").choices)
@@ -76,8 +91,8 @@ def _settings(before: list[str]) -> Iterator[Offer]:
 
 def path_part(command: Command, argument: str) -> str | None:
     """What of an argument is the beginning of a path; None where no path is expected."""
-    if command.paths:
-        return argument
+    if command.paths:  # what does not begin like a whole path is a name
+        return argument if argument.startswith(("/", "~")) else None
     verb, space, path = argument.partition(" ")
     expected = command.name == "export" or (command.name == "adapter" and verb == "save")
     return path if expected and space else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ FORMATS = ("peft", "merged", "gguf", "ollama", "vllm")
 PASSED_ON = ("model", "revision", "dtype", "device")  # what the model was loaded with
 SWITCHES = ("trust_remote_code", "offline")
 POLL_SECONDS = 0.1
+STOP = signal.SIGTERM if sys.platform == "win32" else signal.SIGINT  # as Ctrl-C does: it takes away what it has begun to write
 
 
 def export(session: SessionPort, argument: str, console: Console, theme: Theme) -> bool:
@@ -45,7 +47,8 @@ def export(session: SessionPort, argument: str, console: Console, theme: Theme) 
     for line in text.splitlines():
         line = line.replace(saved, "this session")
         look = "good" if line.startswith("PASS") else "bad" if line.startswith(("FAIL", "NOT VERIFIED", "lawf:")) else "sure"
-        console.print(Text(visible(line), theme.rich(look), overflow="fold"))
+        copied = line.startswith("  ")  # a command: the terminal wraps it, so that it is copied whole
+        console.print(Text(visible(line), theme.rich(look), overflow="fold"), soft_wrap=copied)
     passed = process.returncode == 0
     session.record_export(format_, str(place.absolute()), passed)
     return passed
@@ -58,7 +61,7 @@ def _finish(process: subprocess.Popen[str], stop: Interruptible) -> str:
             return text
         except subprocess.TimeoutExpired:
             if stop():
-                process.terminate()
+                process.send_signal(STOP)
                 text, _ = process.communicate()
                 return text
 

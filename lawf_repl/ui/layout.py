@@ -48,6 +48,24 @@ def visible(text: str, *, newlines: bool = False) -> str:
     return "".join(parts)
 
 
+def folded(text: str, width: int) -> list[str]:
+    """Safe text in lines of at most `width` cells, broken between words; a longer word is broken where it has to be."""
+    lines, line = [], ""
+    for word in text.split(" "):
+        longer = f"{line} {word}" if line else word
+        if cell_len(longer) <= width:
+            line = longer
+            continue
+        lines += [line] if line else []
+        line = ""
+        for character in word:
+            if cell_len(line + character) > width:
+                lines.append(line)
+                line = ""
+            line += character
+    return [*lines, line]
+
+
 def pill(text: str) -> str:
     """A special token: <|im_end|> is shown as ⟨im_end⟩."""
     return f"⟨{visible(text).strip('<>|｜ ') or visible(text) or '∅'}⟩"

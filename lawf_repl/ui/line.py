@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
+from prompt_toolkit.cursor_shapes import DynamicCursorShapeConfig, ModalCursorShapeConfig
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition, is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.vi_state import InputMode
+from prompt_toolkit.utils import is_dumb_terminal
 from rich.cells import cell_len
 
 from lawf_repl.records import Progress
-from lawf_repl.ui.completion import CommandCompleter
+from lawf_repl.ui.completion import CommandCompleter, Offer
 from lawf_repl.ui.layout import visible
 from lawf_repl.ui.port import SessionPort
 from lawf_repl.ui.render import progress_text, shorten
 from lawf_repl.ui.terminal import Loader
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.verbs import adapter_word
+
+MODES = {InputMode.INSERT: "insert", InputMode.INSERT_MULTIPLE: "insert", InputMode.REPLACE: "replace", InputMode.REPLACE_SINGLE: "replace"}
 
 
 @dataclass
@@ -36,18 +42,30 @@ class InputLine:
     """The prompt. Enter sends, Alt-Enter and pasted newlines make lines, Ctrl-R searches, F4 changes between emacs and vi keys,
     Ctrl-X Ctrl-E (in vi mode v) opens $EDITOR."""
 
-    def __init__(self, loader: Loader, theme: Theme, status: Status, history: History, vi: bool = False) -> None:
+    def __init__(self, loader: Loader, theme: Theme, status: Status, history: History, vi: bool = False,
+                 saved: Callable[[], Iterable[Offer]] = tuple) -> None:
         self.loader, self.theme, self.status = loader, theme, status
+        self.abandoned = False  # whether Ctrl-C took a text away, and not only the empty line
         self._prompt: PromptSession[str] = PromptSession(
-            history=history, completer=CommandCompleter(lambda: loader.session), style=theme.prompt_toolkit(), multiline=True,
+            history=history, completer=CommandCompleter(lambda: loader.session, saved), style=theme.prompt_toolkit(), multiline=True,
             complete_while_typing=not theme.plain, enable_open_in_editor=True, tempfile_suffix=".txt", key_bindings=_bindings(),
             prompt_continuation=lambda width, line, wrapped: [("class:quiet", "  " if wrapped else "· ")],
-            editing_mode=EditingMode.VI if vi else EditingMode.EMACS)
+            editing_mode=EditingMode.VI if vi else EditingMode.EMACS,
+            cursor=DynamicCursorShapeConfig(lambda: ModalCursorShapeConfig() if get_app().editing_mode is EditingMode.VI else None))
+        self._prompt.app.after_render += lambda application: loader.begin()
 
     def read(self, default: str) -> str:
         """One prompt or command. Raises KeyboardInterrupt, and EOFError also where the model could not be loaded."""
-        return self._prompt.prompt([("class:prompt", "› ")], default=default, pre_run=self._watch_loading,
-                                   bottom_toolbar=None if self.theme.plain else self._toolbar)
+        self.abandoned = False
+        if is_dumb_terminal():  # prompt_toolkit reads from it without drawing this prompt
+            self.loader.begin()
+        shown = [("", visible(default))] if default and is_dumb_terminal() else []  # there the prompt does not show it by itself
+        try:
+            return self._prompt.prompt([("class:prompt", "› "), *shown], default=default, pre_run=self._watch_loading,
+                                       bottom_toolbar=None if self.theme.plain else self._toolbar)
+        except KeyboardInterrupt:
+            self.abandoned = bool(self._prompt.default_buffer.text)
+            raise
 
     def _watch_loading(self) -> None:
         """Redraw the bar while the model comes; leave the prompt when it will never be there."""
@@ -67,26 +85,31 @@ class InputLine:
 
     def _toolbar(self) -> StyleAndTextTuples:
         application = get_app()
-        vi = application.editing_mode is EditingMode.VI
+        vi = MODES.get(application.vi_state.input_mode, "normal") if application.editing_mode is EditingMode.VI else ""
         return [("", toolbar_text(self.loader.session, self.loader.progress, self.status, vi, application.output.get_size().columns))]
 
 
-def toolbar_text(session: SessionPort | None, progress: Progress | None, status: Status, vi: bool, width: int) -> str:
-    """One line of at most `width` cells: what there is no room for is left out from the end."""
+def toolbar_text(session: SessionPort | None, progress: Progress | None, status: Status, vi: str, width: int) -> str:
+    """One line of at most `width` cells: what there is no room for is left out from the end. `vi` is the mode of vi's keys, if they are on."""
     hints = ["/ commands", "alt-enter new line", f"F4 {'emacs' if vi else 'vi'} keys", "Ctrl-D leaves"]
+    more: list[str] = []
     if session is None:
-        parts = [progress_text(progress) if progress and progress.done < progress.of else f"loading {visible(status.model_name)} …", "type already"]
+        coming = progress_text(progress) if progress and progress.done < progress.of else f"loading {visible(status.model_name)} …"
+        parts = [coming, "you can type already"]
     else:
         parts = [shorten(visible(session.model_name), max(12, width // 3)), str(session.device), f"adapter {adapter_word(session)}",
                  f"{status.anchors} anchor{'' if status.anchors == 1 else 's'}"]
-        parts += [f"turn {session.turn}"] if session.turn > 1 else []
-        parts += [f"{session.cached} cached"] if session.cached else []
-    text = ""
-    for separator, part in [(" · ", part) for part in parts] + [("   ", hints[0])] + [("  ", hint) for hint in hints[1:]]:
+        more += [f"vi {vi}"] if vi else []
+        more += [f"turn {session.turn}"] if session.turn > 1 else []
+        more += [f"cache {session.cached}"] if session.cached else []
+    text, first = "", cell_len(hints[0]) + 3
+    for separator, part, room in [(" · ", part, 0) for part in parts] + [(" · ", part, first) for part in more] + [("   ", hints[0], 0)] + \
+            [("  ", hint, 0) for hint in hints[1:]]:
         longer = f"{text}{separator}{part}" if text else f" {part}"
-        if cell_len(longer) >= width:
+        if cell_len(longer) + room < width:
+            text = longer
+        elif not room:
             break
-        text = longer
     return text or " "
 
 

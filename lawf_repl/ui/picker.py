@@ -75,6 +75,11 @@ class Picker:
         return len(self.tokens) - 1 if self.tokens and self.tokens[-1].special else len(self.tokens)
 
     @property
+    def unfinished(self) -> bool:
+        """Whether the answer did not come to its end: stopped by hand, or at the most tokens allowed."""
+        return not (self.tokens and self.tokens[-1].special)
+
+    @property
     def edit_position(self) -> int:
         """The position from which a typed text replaces what stands there."""
         return self.end_position if self.mode == "go_on" else self.character[0]
@@ -241,8 +246,11 @@ class Picker:
         return " " if self.mode == "go_on" else self.lookup.lead(self.edit_position)
 
     def _confirm(self) -> Action | None:
+        if not self.line.text and self.mode == "go_on" and self.unfinished:
+            return Action("go_on", self.end_position)
         if not self.line.text:
-            self.mode, self.note, self._question = "view", f"nothing typed: {self.keys.shown('delete')} deletes a token", None
+            known = "the answer stays as it is" if self.mode == "go_on" else f"{self.keys.shown('delete')} deletes a token"
+            self.mode, self.note, self._question = "view", f"nothing typed: {known}", None
             return None
         if self.mode == "go_on":
             return Action("go_on", self.end_position, text=self.full_text)

@@ -25,7 +25,7 @@ STOP_REASONS = {
     "plateau": "plateau: it does not get better any more",
     "max_steps": "stopped at the most steps allowed",
     "max_seconds": "stopped at the most seconds allowed",
-    "interrupted": "interrupted; the best so far is kept",
+    "interrupted": "interrupted: this is the best so far",
 }
 
 
@@ -90,6 +90,13 @@ def least_sure(tokens: Sequence[Token], count: int = 3) -> str:
     """The tokens that the model was least sure of, in words, so that probability never hangs on colour."""
     least = sorted((token for token in tokens if not token.partial), key=lambda token: token.p)[:count]
     return ", ".join(f"{shorten(token_label(token.text, token.special), 40)} {token.p:.2f}" for token in least)
+
+
+def least_sure_places(tokens: Sequence[Token], count: int = 3) -> str:
+    """The same with their positions, for who has no view in which to point."""
+    places = sorted((index for index, token in enumerate(tokens) if not token.partial), key=lambda index: tokens[index].p)[:count]
+    return ", ".join(f"{shorten(token_label(tokens[index].text, tokens[index].special), 40)} {percent(tokens[index].p).strip()} at {index}"
+                     for index in places)
 
 
 def token_look(token: Token, fixed: bool = False) -> str:
@@ -170,18 +177,23 @@ def anchors_table(anchors: Sequence[Anchor], theme: Theme) -> RenderableType:
 
 
 def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result: TrainingResult | None, theme: Theme, *,
-                   target_p: float | None = None, width: int = 80, limits: tuple[int, float] | None = None) -> RenderableType:
-    """One calm panel: step and time, loss and drift as courses, each anchor's p as a bar, and how it ended.
+                   target_p: float | None = None, width: int = 80, limits: tuple[int, float] | None = None,
+                   elapsed: float | None = None) -> RenderableType:
+    """One calm panel: step and time, loss and drift as courses, each anchor's p as a bar, why it will stop, and how it ended.
 
-    `limits` are the rounds and the seconds that training takes at most.
+    `limits` are the rounds and the seconds that training takes at most, `elapsed` the seconds that passed where no step says it.
     """
     inside = min(width, 100) - (2 if theme.plain else 6)
     last = steps[-1] if steps else None
-    head = Text("preparing: the base's own answers are computed once" if last is None else f"step {last.step}   {last.seconds:.1f} s")
+    seconds = max(last.seconds if last else 0.0, elapsed or 0.0)
+    head = Text("the base's own answers are read" if last is None else f"step {last.step}", overflow="fold")
+    head.append(f"   {seconds:.1f} s" if last or elapsed else " …")
     if last is None and result is not None:
         head = Text("its course was not recorded", theme.rich("quiet"))
+    # Once it is over, what counts is the best that was reached, and that is right as soon as any step was.
+    right = last is not None and (last.fixed if result is None else any(step.fixed for step in steps))
     if last is not None:
-        head.append("   answer right" if last.fixed else "   answer not right yet", theme.rich("good" if last.fixed else "quiet"))
+        head.append("   answer right" if right else "   answer not right yet", theme.rich("good" if right else "quiet"))
         if result is None and limits is not None:
             head.append(f"   {time_left(steps, *limits)}", theme.rich("quiet"))
     course = Table.grid(padding=(0, 2, 0, 0))
@@ -197,8 +209,8 @@ def training_panel(anchors: Sequence[Anchor], steps: Sequence[TrainStep], result
     if result is not None:
         parts.append(_ending(anchors, result, theme))
     elif target_p is not None:
-        parts.append(Text(f"stops at {percent(target_p).strip()} for every anchor and a right answer · Ctrl-C stops now",
-                          theme.rich("quiet"), overflow="fold"))
+        until = "no other answer moves" if last and last.fixed else f"every anchor has {percent(target_p).strip()} and the answer is right"
+        parts.append(Text(f"goes on until {until} · Ctrl-C stops now", theme.rich("quiet"), overflow="fold"))
     if theme.plain:
         return Group(Text("training"), *parts)
     return Panel(Group(*parts), title=Text("training", theme.rich("title")), title_align="left", box=box.ROUNDED,
@@ -210,7 +222,7 @@ def time_left(steps: Sequence[TrainStep], rounds: int, max_seconds: float) -> st
     last = steps[-1]
     longest = max(0.0, max_seconds - last.seconds)
     if last.round == 1 and not last.fixed:
-        return f"first of {rounds} rounds" if rounds > 1 else f"{longest:.0f} s at most"
+        return f"round 1 of {rounds}, at most {longest:.0f} s more"
     begun = next((step.seconds for step in steps if step.round == last.round), 0.0) if last.round > 1 else 0.0
     each = begun / (last.round - 1) if last.round > 1 else last.seconds
     left = max(0.0, each - (last.seconds - begun)) + each * (rounds - last.round)
@@ -244,5 +256,6 @@ def _ending(anchors: Sequence[Anchor], result: TrainingResult, theme: Theme) -> 
     text.append(f", adapter shrunk to {result.scale:.0%})" if result.scale < 1 else ")")
     for index in result.unreachable:
         if index < len(anchors):
-            text.append(f"\ncannot be reached: {token_label(anchors[index].chosen)} at {anchors[index].position}", theme.rich("bad"))
+            missed = "not reached" if result.stop_reason == "interrupted" else "cannot be reached"
+            text.append(f"\n{missed}: {token_label(anchors[index].chosen)} at {anchors[index].position}", theme.rich("bad"))
     return text

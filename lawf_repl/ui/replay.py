@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -28,15 +29,16 @@ def row_view(row: Row, theme: Theme, tolerance: float) -> RenderableType:
     parts: list[RenderableType] = [Text(f"{word:<9} ", theme.rich(look)).append(visible(row.session), theme.rich("title"))]
     checks = [("first answers", row.before_matches), ("continuations", row.continuations_match), ("anchors", row.anchors_match),
               ("after retraining" if row.retrained else "after training", row.after_matches)]
-    line = Text("  ")
+    line = Text()
     for name, same in checks:
         if same is not None:
             line.append(f"{name} {'same' if same else 'OTHERWISE'}   ", theme.rich("quiet" if same else "bad"))
+    if line.plain.strip():
+        line.rstrip()
+        parts.append(Padding(line, (0, 0, 0, 2), expand=False))
     if row.drift_nats is not None:
         then = "" if row.drift_then is None else f" (then {row.drift_then:.1e})"
-        line.append(f"drift {row.drift_nats:.1e} nats{then}", theme.rich("quiet"))
-    if line.plain.strip():
-        parts.append(line)
+        parts.append(Text(f"  drift {row.drift_nats:.1e} nats{then}", theme.rich("quiet")))
     for tie in row.ties[:TIES]:
         parts.append(Text(f"  tie: {tie.where}, token {tie.position}: ", theme.rich("quiet")).append(
             f"{token_label(tie.then)} then, {token_label(tie.now)} now; p {tie.difference:.4f} apart, within {tolerance:g} they count as equal"))

@@ -18,30 +18,35 @@ from rich.cells import cell_len
 
 from lawf_repl.records import Token
 from lawf_repl.ui.keys import DEFAULT, KEY_NAMES, Keymap
-from lawf_repl.ui.layout import token_label, visible
+from lawf_repl.ui.layout import folded, token_label, visible
 from lawf_repl.ui.picker import Picker
 from lawf_repl.ui.port import Action
 from lawf_repl.ui.render import bar, percent, shorten, token_look
 from lawf_repl.ui.theme import Theme, probability_look
 
 MENU_ROWS = 9
-HINTS = {
-    "alternatives": "1-9, enter or a click takes it  up/down  {fix} types another text  esc back",
-    "fix": "enter puts it there  tab leading space  alt-enter new line  esc cancels",
-    "go_on": "enter goes on with it  tab leading space  alt-enter new line  esc cancels",
-    "keys": "any key closes this",
+NOTE_ROWS = 3
+# The keys under the view. Where they do not fit, those with the highest number are left out, each as a whole.
+Hint = tuple[int, str]
+HINTS: dict[str, tuple[Hint, ...]] = {
+    "alternatives": ((0, "1-9 or enter takes it"), (2, "up/down"), (1, "{fix} types another text"), (0, "esc back")),
+    "fix": ((0, "enter puts it there"), (1, "tab leading space"), (2, "alt-enter new line"), (0, "esc cancels")),
+    "go_on": ((0, "enter goes on with it"), (1, "tab leading space"), (2, "alt-enter new line"), (0, "esc cancels")),
+    "unfinished": ((0, "enter goes on, with a text or without"), (1, "tab leading space"), (2, "alt-enter new line"), (0, "esc cancels")),
+    "keys": ((0, "any key closes this"),),
 }
-HINTED = (("others", "others"), ("fix", "fix"), ("delete", "delete"), ("end_here", "end"), ("go_on", "go on"), ("accept", "accept"),
-          ("train", "train"), ("keys", "keys"))
+HINTED = ((2, "others", "others"), (0, "fix", "fix"), (3, "delete", "delete"), (4, "end_here", "end"), (5, "go_on", "go on"), (1, "accept", "accept"),
+          (1, "train", "train"), (0, "keys", "keys"))
 HELPED = (
-    (("left", "right", "up", "down"), "by token, by line; a click goes there"),
+    (("left", "right", "up", "down"), "by token or line; or click"),
     (("next_word", "previous_word"), "by word"), (("line_start", "line_end"), "ends of the line"), (("first", "last"), "ends of the answer"),
-    (("next_unsure", "previous_unsure"), "next, previous unsure token (p < 0.5, underlined)"),
-    (("others",), "other tokens that could stand here; 1-9 takes one"),
-    (("fix",), "the text that should stand here; just typing works too"),
-    (("delete", "end_here", "go_on"), "delete, end the answer here, go on after its end"), (("undo", "redo"), "undo, redo"),
-    (("accept", "train"), "accept the answer, train"), (("back",), "back to the prompt; Ctrl-C does it anywhere"),
+    (("next_unsure", "previous_unsure"), "next, previous unsure token (p<0.5)"),
+    (("others",), "what else could stand here"),
+    (("fix",), "type the right text; or just type"),
+    (("delete", "end_here", "go_on"), "delete, end here, go on at the end"), (("undo", "redo"), "undo, redo"),
+    (("accept", "train"), "accept the answer, train"), (("back",), "back to the prompt; so does Ctrl-C"),
 )
+SHOWN_KEYS_OF = {4: 2, 1: 2}  # how many keys of each action a line of the help shows, by its number of actions; else one
 Target = tuple[str, int]  # what a click here is on: a "token" of the answer or a "row" of the alternatives, by its index
 
 
@@ -56,31 +61,34 @@ class Cell(NamedTuple):
 Row = list[Cell]
 
 
-def hint(mode: str, keys: Keymap = DEFAULT) -> str:
-    """The line of keys under the view."""
+def hint(mode: str, keys: Keymap = DEFAULT, width: int = 80) -> str:
+    """The line of keys under the view, in at most `width` cells."""
     if mode == "view":
-        return "  ".join(f"{keys.shown(name)} {word}" for name, word in HINTED)
-    return HINTS[mode].format(fix=keys.shown("fix"))
+        hints = [(number, f"{keys.shown(name)} {word}") for number, name, word in HINTED]
+    else:
+        hints = [(number, text.format(fix=keys.shown("fix"))) for number, text in HINTS[mode]]
+    while sum(cell_len(text) + 2 for _, text in hints) - 2 > width and (least := max(number for number, _ in hints)):
+        hints.remove(next(one for one in reversed(hints) if one[0] == least))
+    return "  ".join(text for _, text in hints)
 
 
 def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
     """Keys and what they do, a line each."""
-    return [("  ".join(keys.shown(name, 2 if len(names) == 4 else 1) for name in names), meaning) for names, meaning in HELPED]
+    return [("  ".join(keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names), meaning) for names, meaning in HELPED]
 
 
 def draw(picker: Picker) -> list[Row]:
     """The whole view as rows of (look, text), each no wider than the terminal; text is safe to show."""
     below = _below(picker)
-    room = max(3, picker.height - len(below) - 3)
+    notes = [[Cell("accent", f"  {line}")] for line in folded(visible(picker.note), picker.width - 4)[:NOTE_ROWS]] if picker.note else []
+    room = max(3, picker.height - len(below) - max(len(notes), 1) - 2)
     answer = _answer_rows(picker)
-    line = picker.place()[0]
+    line = len(answer) - 1 if picker.mode == "go_on" else picker.place()[0]
     top = max(0, min(line - room // 2, len(answer) - room))
-    if len(answer) > room:
-        below[0].append(Cell("quiet", f"   lines {top + 1}-{top + room} of {len(answer)}"))
-    rows = [*answer[top:top + room], [], *below, [Cell("quiet", "  " + hint(picker.mode, picker.keys))]]
-    if picker.note:
-        rows[-1] = [Cell("accent", "  " + visible(picker.note))]
-    return [_clip(row, picker.width - 1) for row in rows]
+    where = [Cell("quiet", f"  lines {top + 1}-{top + room} of {len(answer)}")] if len(answer) > room else []
+    mode = "unfinished" if picker.mode == "go_on" and picker.unfinished else picker.mode
+    last = [[Cell("quiet", "  " + hint(mode, picker.keys, picker.width - 3))]]
+    return [_clip(row, picker.width - 1) for row in (*answer[top:top + room], where, *below, *(notes or last))]
 
 
 def _answer_rows(picker: Picker) -> list[Row]:
@@ -162,11 +170,15 @@ def _edit_row(picker: Picker) -> Row:
 def _chip_row(picker: Picker) -> Row:
     if picker.chip_note:
         return [Cell("bad", "         " + visible(picker.chip_note))]
-    row: Row = [Cell("", "         ")]
-    for chip in picker.chips:
-        row += [Cell(probability_look(chip.p), token_label(chip.text, chip.special)),
-                Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   ")]
-    return row if picker.chips else [Cell("quiet", "         the tokens of what you type appear here with p and rank")]
+    if not picker.chips:
+        return [Cell("quiet", "         what you type appears here as tokens")]
+    chips = [(Cell(probability_look(chip.p), token_label(chip.text, chip.special)), Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   "))
+             for chip in picker.chips]
+    cells = [sum(cell_len(cell.text) for cell in chip) for chip in chips]
+    room, first = picker.width - 13, len(chips) - 1
+    while first and sum(cells[first - 1:]) <= room:
+        first -= 1  # where there is no room for all of them, the last ones are shown
+    return [Cell("quiet", "       … " if first else "         "), *(cell for chip in chips[first:] for cell in chip)]
 
 
 def _clip(row: Row, width: int) -> Row:

@@ -20,7 +20,10 @@ from lawf_repl.ui.port import SessionPort
 
 
 class Loader:
-    """Runs `load` in a thread of its own, so that the prompt stands at once."""
+    """Runs `load` in a thread of its own, so that the prompt stands at once: it begins when that was drawn, or something waits for it.
+
+    Importing torch keeps the interpreter to itself for tenths of a second at a time, and the prompt would wait for those.
+    """
 
     def __init__(self, load: Callable[[Callable[[Progress], None]], SessionPort]) -> None:
         """`load` gets what it may report its progress to."""
@@ -30,7 +33,13 @@ class Loader:
         self._load = load
         # A daemon: who leaves while a model is still loading does not wait for it.
         self._thread = threading.Thread(target=self._run, name="lawf-load", daemon=True)
-        self._thread.start()
+        self._begun = False
+
+    def begin(self) -> None:
+        """Start loading, once; from the main thread."""
+        if not self._begun:
+            self._begun = True
+            self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -51,6 +60,7 @@ class Loader:
 
     def wait(self, seconds: float) -> None:
         """Wait at most so long for the end of loading."""
+        self.begin()
         self._thread.join(seconds)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prompt_toolkit.styles import Style as PromptStyle
 from rich.style import Style as RichStyle
@@ -31,9 +31,12 @@ COLOURS: dict[str, dict[str, str]] = {
                "accent": "#6c8ebf", "line": "#6a6a6a"},
     "dark": {"blue": "#7fc1d4", "yellow": "#dcb35c", "orange": "#ee9a57", "red": "#f2777a", "green": "#7cc893", "grey": "#9a9a9a",
              "accent": "#8fb4ea", "line": "#5c5c5c"},
-    "light": {"blue": "#1f6f86", "yellow": "#7d5a00", "orange": "#a9480a", "red": "#b3201a", "green": "#1b7139", "grey": "#666666",
+    "light": {"blue": "#1f6f86", "yellow": "#7d5a00", "orange": "#a9480a", "red": "#b3201a", "green": "#1b7f2f", "grey": "#666666",
               "accent": "#2a5aa8", "line": "#a6a6a6"},
 }
+# What a terminal of 16 colours gets: nearest in the palette, all of the above would be one grey.
+BASIC = {"blue": "cyan", "yellow": "yellow", "orange": "yellow", "red": "red", "green": "green", "grey": "bright_black", "accent": "bright_blue",
+         "line": "bright_black"}
 LOOKS: dict[str, Look] = {
     "sure": Look(),
     "likely": Look("blue"),
@@ -74,6 +77,11 @@ class Theme:
     colour: bool = True
     plain: bool = False
     tone: str = "middle"
+    basic: bool = False  # the terminal has 16 colours
+
+    def on(self, color_system: str | None) -> Theme:
+        """The theme for a rich console with this system of colours."""
+        return replace(self, basic=color_system == "standard")
 
     def _colour(self, look: Look) -> str:
         return COLOURS[self.tone][look.colour] if self.colour and look.colour else ""
@@ -83,7 +91,8 @@ class Theme:
         look = LOOKS[name]
         if self.plain:
             return RichStyle()
-        return RichStyle(color=self._colour(look) or None, bold=look.bold or None, dim=look.dim or None,
+        colour = BASIC.get(look.colour, "") if self.basic and self.colour else self._colour(look)
+        return RichStyle(color=colour or None, bold=look.bold or None, dim=look.dim or None,
                          underline=look.underline or None, reverse=look.reverse or None, strike=look.strike or None)
 
     def prompt_toolkit(self) -> PromptStyle:

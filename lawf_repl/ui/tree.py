@@ -22,6 +22,8 @@ def correction_text(before: Node, after: Node, theme: Theme) -> Text:
     line = Text()
     if correction is None:
         return line
+    if not correction.ids:  # an unfinished answer went on by itself
+        return line.append(f"at {correction.position}  ", theme.rich("quiet")).append("went on")
     start, new_tokens, old_tokens = correction.position, after.completion.tokens, before.completion.tokens
     stop = start + 1
     while stop < len(old_tokens) and not starts_word(old_tokens, stop) and old_tokens[stop].text[:1].isalnum():

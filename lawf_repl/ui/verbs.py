@@ -80,10 +80,10 @@ def _end(session: SessionPort, argument: str) -> Action:
 
 def _append(session: SessionPort, argument: str) -> Action:
     tokens = current_node(session).completion.tokens
-    if not argument:
-        raise UsageError("expected /append TEXT")
     ended = bool(tokens) and tokens[-1].special
-    return Action("go_on", len(tokens) - ended, text=argument if not tokens or argument[0].isspace() else f" {argument}")
+    if not argument and ended:
+        raise UsageError("expected /append TEXT: the answer came to its end, only one that did not goes on without a text")
+    return Action("go_on", len(tokens) - ended, text=argument if not tokens or not argument or argument[0].isspace() else f" {argument}")
 
 
 def _goto(session: SessionPort, argument: str) -> Action:
@@ -205,7 +205,7 @@ def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     table.add_column(overflow="fold")
     for name in (*commands.SETTINGS, "system"):
         now = getattr(session.settings, name, None)
-        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else f"{now}")),
+        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else f"{now:g}" if isinstance(now, float) else f"{now}")),
                       Text(rule_of(name).meaning, theme.rich("quiet")))
     return table
 

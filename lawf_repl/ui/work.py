@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 from prompt_toolkit import prompt
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.spinner import Spinner
 from rich.text import Text
 
 from lawf_repl.errors import UsageError
@@ -17,12 +18,12 @@ from lawf_repl.records import Node, Rerun, Token, TrainStep
 from lawf_repl.ui.compare import comparison, scorecard_table, sentence
 from lawf_repl.ui.layout import piece, visible
 from lawf_repl.ui.port import Action, SessionPort, Stop
-from lawf_repl.ui.render import answer_view, progress_text, shorten, training_panel
+from lawf_repl.ui.render import answer_view, percent, progress_text, shorten, training_panel
 from lawf_repl.ui.terminal import Interruptible, Loader
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.tree import correction_text, reuse_text
 
-REDRAW_SECONDS = 0.08
+REDRAWS = 12  # of a live view, in a second, by a thread of its own: what it waits for may take long
 SAY_SECONDS = 2.0  # between two lines of a training where nothing may move
 
 
@@ -58,19 +59,18 @@ def stream(start: Callable[[Stop], Iterator[Token]], kept: tuple[Token, ...], co
                 console.print(Text(piece(token), end=""), end="", soft_wrap=True)
             console.print()
             return
-        with Live(_tail(tokens, console, theme), console=console, transient=True, auto_refresh=False) as live:
-            drawn = time.monotonic()
+        spinner = Spinner("dots", Text("reading the prompt", theme.rich("quiet")), style=theme.rich("accent"))
+
+        def view() -> RenderableType:
+            return _tail(tuple(tokens), console, theme) if tokens else spinner
+
+        with Live(get_renderable=view, console=console, transient=True, refresh_per_second=REDRAWS):
             for token in start(stop):
                 tokens.append(token)
-                if time.monotonic() - drawn >= REDRAW_SECONDS:
-                    live.update(_tail(tokens, console, theme), refresh=True)
-                    drawn = time.monotonic()
 
 
-def _tail(tokens: list[Token], console: Console, theme: Theme) -> Text:
+def _tail(tokens: Sequence[Token], console: Console, theme: Theme) -> Text:
     """The last lines of an answer that is being written: what fits on the screen."""
-    if not tokens:
-        return Text("  …", theme.rich("quiet"))
     lines = answer_view(tokens, theme, console.width).split("\n", allow_blank=True)
     return Text("\n", no_wrap=True).join(list(lines)[-max(3, console.height - 4):])
 
@@ -92,7 +92,7 @@ def correct(session: SessionPort, action: Action, before: Node, console: Console
 
 def correction_line(before: Node, after: Node, theme: Theme) -> Text:
     """What a correction did and what it cost, in one line for the scrollback."""
-    line = Text("  ✎ ", theme.rich("accent"), no_wrap=True, overflow="ellipsis")
+    line = Text("  ✎ ", theme.rich("accent"))
     return line.append(correction_text(before, after, theme)).append(f"   {reuse_text(after.completion.timing)}", theme.rich("quiet"))
 
 
@@ -116,9 +116,11 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
     anchors = [anchor for case in session.cases for anchor in case.anchors]
     target, limits = session.settings.target_p, (session.settings.rounds, session.settings.max_seconds)
     steps: list[TrainStep] = []
+    began = time.monotonic()
 
     def panel() -> RenderableType:
-        return training_panel(anchors, steps, None, theme, target_p=target, width=console.width, limits=limits)
+        return training_panel(anchors, tuple(steps), None, theme, target_p=target, width=console.width, limits=limits,
+                              elapsed=time.monotonic() - began)
 
     with Interruptible() as stop:
         prepare(session, stop, console, theme)
@@ -131,34 +133,32 @@ def train(session: SessionPort, console: Console, theme: Theme) -> bool:
                 steps.append(step)
                 if time.monotonic() - said >= SAY_SECONDS:
                     said = time.monotonic()
-                    least = min(step.anchor_p, default=1.0)
-                    console.print(Text(f"step {step.step}  loss {step.loss:.3g}  least anchor p {least:.3f}"))
+                    least = percent(min(step.anchor_p, default=1.0)).strip()
+                    console.print(Text(f"step {step.step}  {step.seconds:.1f} s  loss {step.loss:.3g}  least anchor p {least}"))
         else:
-            with Live(get_renderable=panel, console=console, transient=True, auto_refresh=False) as live:
-                live.refresh()  # the first step may be far away: say what happens until then
-                drawn = 0.0
+            with Live(get_renderable=panel, console=console, transient=True, refresh_per_second=REDRAWS):
                 for step in session.train(stop):
                     steps.append(step)
-                    if time.monotonic() - drawn >= REDRAW_SECONDS:
-                        live.refresh()
-                        drawn = time.monotonic()
     result = session.training
     console.print()
     console.print(training_panel(anchors, steps, result, theme, target_p=target, width=console.width))
-    if result is not None and result.stop_reason == "interrupted" and not _keeps(console, theme):
-        session.discard_training()
-        console.print(Text("discarded: the adapter is as it was before", theme.rich("quiet")))
-        return False
+    if result is not None and result.stop_reason == "interrupted":
+        return _goes_on(session, console, theme)
     return result is not None
 
 
-def _keeps(console: Console, theme: Theme) -> bool:
-    """Ask what becomes of an interrupted training; no answer keeps it."""
+def _goes_on(session: SessionPort, console: Console, theme: Theme) -> bool:
+    """Ask what becomes of an interrupted training: no answer keeps it, and Ctrl-C once more keeps it without a comparison."""
     try:
         answer = prompt([("class:prompt", "keep the best so far, or discard it? [K/d] ")], style=theme.prompt_toolkit())
     except (KeyboardInterrupt, EOFError):
-        return True
-    return not answer.strip().lower().startswith("d")
+        console.print(Text("kept: /compare shows before and after, /undo takes it back", theme.rich("quiet")))
+        return False
+    if answer.strip().lower().startswith("d"):
+        session.discard_training()
+        console.print(Text("discarded: the adapter is as it was before", theme.rich("quiet")))
+        return False
+    return True
 
 
 def mend(session: SessionPort, console: Console, theme: Theme) -> None:
@@ -208,6 +208,8 @@ def compare(session: SessionPort, console: Console, theme: Theme) -> None:
             console.print()
         with waiting("measuring what else changed", console, theme):
             card = session.scorecard(reruns, stop)
+        if stop():
+            console.print(Text("interrupted: what is missing here was not measured; /compare does it again", theme.rich("quiet")))
     console.print(scorecard_table(card, len(reruns), theme))
     fixed = bool(reruns) and all(rerun.fixed for rerun in reruns)
     console.print()

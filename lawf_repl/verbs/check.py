@@ -13,7 +13,7 @@ from lawf_repl.conversations import read_prompts
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import PromptError
-from lawf_repl.export.identity import Finding, effect, match_base, match_file
+from lawf_repl.export.identity import Finding, effect, match_base, match_file, shapes
 from lawf_repl.export.source import Known, Source, check_adapter, read_source
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair
@@ -49,6 +49,7 @@ def run_check(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0 if base, effect and accepted answers hold, 1 if one does not."""
     source = read_source(options.source)
     folder = check_adapter(source)
+    shapes(folder)
     chosen = base_settings(options, settings, source)
     given = read_prompts(options.prompts, settings.system) if options.prompts else None
     engine = load_base(chosen, source)

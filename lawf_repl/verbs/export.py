@@ -10,13 +10,14 @@ from typing import Any
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine, load_engine
-from lawf_repl.errors import UsageError
+from lawf_repl.errors import ExportError, UsageError
 from lawf_repl.export.hub import TOLD, check_repo, push
-from lawf_repl.export.identity import Finding
+from lawf_repl.export.identity import Finding, misfit, shapes
 from lawf_repl.export.place import check_place
 from lawf_repl.export.run import Exported, Order, export, exported_json
 from lawf_repl.export.source import Source, base_id, check_adapter, read_source
 from lawf_repl.learn.adapter import Adapter
+from lawf_repl.restore import with_recorded
 from lawf_repl.ui.layout import visible
 from lawf_repl.verbs.inputs import print_json
 
@@ -31,13 +32,20 @@ def run_export(options: argparse.Namespace, settings: Settings) -> int:
         if settings.offline and not options.dry_run:
             raise UsageError("--push-to-hub needs the network, which --offline forbids: leave out one of them")
     order = Order(options.out, options.format, options.force, options.base_id)
+    if options.base_id is not None:
+        check_repo(options.base_id, "--base-id")
     check_place(order.out, order.force)
     source = read_source(options.source)
     folder = check_adapter(source)
+    if {folder.resolve(), *folder.resolve().parents} & {order.out.resolve()} or order.out.resolve().parent == folder.resolve():
+        raise UsageError(f"{order.out} is in the way of {folder}, which is to be exported: name another place")
+    shapes(folder)  # a file that cannot be read is told before the model is loaded
     chosen = base_settings(options, settings, source)
     if repo is not None and options.base_id is None and (chosen.model is None or Path(chosen.model).expanduser().is_dir()):
         raise UsageError("--push-to-hub: the base is a local folder, which nobody else can load: name its hub id with --base-id OWNER/NAME")
     engine = load_base(chosen, source)
+    if wrong := misfit(engine, folder):
+        raise ExportError(f"{wrong}; name its own with --model")
     exported = export(engine, Adapter.load(engine.model, folder), source, order, chosen)
     pushed = _push(exported, repo, options) if repo is not None else None
     if settings.json:
@@ -56,7 +64,9 @@ def load_base(settings: Settings, source: Source) -> Engine:
 
 
 def base_settings(options: argparse.Namespace, settings: Settings, source: Source) -> Settings:
-    """Settings with the model, and the revision, that the source was made with, unless --model says otherwise."""
+    """Settings with the model, its revision and the template's arguments that the source was made with, unless flags say otherwise."""
+    if source.template_args:
+        settings = with_recorded(settings, {"template_args": source.template_args}, vars(options))
     if "model" in options:
         return settings
     revision = source.base.get("revision")

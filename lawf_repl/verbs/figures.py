@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
@@ -47,7 +48,16 @@ def run_figures(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _start(options: argparse.Namespace, settings: Settings) -> int:
-    raise UsageError("lawf bench start is not there yet")
+    from lawf_repl.bench.start import load, not_measured, start_figures
+    from lawf_repl.verbs.bench import versions
+
+    for name in ("model", "adapter"):
+        if name in options:
+            raise UsageError(f"lawf bench start times the embedded demo model: leave out --{name}")
+    about: dict[str, object] = {"versions": versions(), "processors": os.cpu_count(), "load": load(), "not_measured": not_measured()}
+    for text in not_measured():
+        print(f"lawf: not measured: {text}", file=sys.stderr)
+    return show_figures("start", start_figures(), settings, about)
 
 
 def _speed(options: argparse.Namespace, settings: Settings) -> int:

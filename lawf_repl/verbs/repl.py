@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lawf_repl import store
 from lawf_repl.config import Settings
-from lawf_repl.errors import SessionError, UsageError
-from lawf_repl.places import last_session, sessions_place, typed
+from lawf_repl.digest import read_digest
+from lawf_repl.errors import LawfError, SessionError, UsageError
+from lawf_repl.places import last_session, sessions_in, sessions_place, typed_there
 from lawf_repl.records import Progress
 from lawf_repl.ui.app import Options, run_repl
 from lawf_repl.ui.keys import Keymap
@@ -26,6 +29,7 @@ if TYPE_CHECKING:  # the real import brings torch and would hold the prompt back
     from lawf_repl.session import Session
 
 Report = Callable[[Progress], None]
+NAMES = 50  # of sessions that completion offers
 
 
 def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions: Path | None = None, resume: bool = False,
@@ -44,11 +48,20 @@ def start_repl(settings: Settings, edit: dict[str, Any] | None = None, sessions:
         intro = f"Going on with {path}"
     try:
         return run_repl(lambda report: cast(SessionPort, shelf.resume(path, report) if path is not None else shelf.begin(edit, report)),
-                        first_prompt=edit["prompt"] if edit else None, intro=intro, 
+                        first_prompt=edit["prompt"] if edit else None, intro=intro,
                         options=Options(settings.plain, settings.theme, settings.vi, settings.history, settings.mouse, keys),
-                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay})
+                        model_name=settings.model or "the demo model", extras={"load": shelf.load, "replay": shelf.replay, "doctor": shelf.doctor},
+                        saved=shelf.names, answered=make_ready)
     finally:
         shelf.close()
+
+
+def make_ready() -> None:
+    """Import what the first training needs, while the first answer is read."""
+    def load() -> None:
+        import peft  # noqa: F401
+
+    threading.Thread(target=load, name="lawf-peft", daemon=True).start()
 
 
 class Shelf:
@@ -57,6 +70,21 @@ class Shelf:
     def __init__(self, folder: Path, settings: Settings, given: frozenset[str]) -> None:
         self.folder, self.settings, self.given = folder, settings, given
         self.session: Session | None = None
+        self._offers: dict[tuple[Path, int], tuple[str, str]] = {}  # by file and time of its last change: reading takes a moment
+
+    def names(self) -> list[tuple[str, str]]:
+        """The sessions that were written to last, each with its day and prompt, newest first; what cannot be read is left out."""
+        times, found = [], []
+        for path in sessions_in(self.folder):
+            with suppress(OSError):  # gone meanwhile
+                times.append((path.stat().st_mtime_ns, path))
+        for changed, path in sorted(times, reverse=True)[:NAMES]:
+            with suppress(LawfError):
+                if (path, changed) not in self._offers:
+                    row = read_digest(path)
+                    self._offers[path, changed] = row.name, f"{row.changed[:10]}  {row.prompt}"
+                found.append(self._offers[path, changed])
+        return found
 
     def begin(self, edit: dict[str, Any] | None, report: Report) -> Session:
         """A new session, saved from its first question on."""
@@ -100,7 +128,7 @@ class Shelf:
             raise UsageError("expected /load NAME; lawf sessions lists them")
         if session.trouble is not None:
             raise SessionError(f"this session is not saved: {session.trouble}; /save NAME writes it elsewhere first")
-        path = typed(argument.strip(), self.folder)
+        path = typed_there(argument.strip(), self.folder)
         if path == session.place:
             raise UsageError(f"{path} is the session that is open")
         back = session.set_aside()
@@ -134,6 +162,14 @@ class Shelf:
         finally:
             back()
         return port, row_view(row, theme, TIE)
+
+    def doctor(self, port: SessionPort, argument: str, stop: Callable[[], bool], theme: Theme) -> tuple[SessionPort, RenderableType]:
+        """/doctor: what `lawf doctor` says, with the model that is loaded."""
+        from lawf_repl.ui.doctor import doctor_view
+        from lawf_repl.verbs.doctor import examine
+
+        session = cast("Session", port)
+        return port, doctor_view(examine(session.settings, theme, self.folder, session.engine), theme)
 
     def close(self) -> None:
         """Leave; what could not be saved is said."""

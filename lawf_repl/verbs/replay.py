@@ -21,12 +21,15 @@ from lawf_repl.config import Settings
 from lawf_repl.errors import LawfError, SessionError, UsageError
 from lawf_repl.places import find_all, sessions_place
 from lawf_repl.ui.layout import visible
+from lawf_repl.ui.render import shorten
 from lawf_repl.verbs.inputs import interruptible, is_terminal, print_json
+from lawf_repl.verbs.story import Story
 
 if TYPE_CHECKING:  # the real import brings torch
-    from lawf_repl.agreement import Row
+    from lawf_repl.agreement import Divergence, Row
     from lawf_repl.engine.base import Engine
 
+SHOWN = 5  # alternatives of a place where it diverged
 LOADING = ("model", "revision", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline", "template_args")
 
 
@@ -41,14 +44,15 @@ def run_replay(options: argparse.Namespace, settings: Settings) -> int:
 
     rows = [Row(text, "error", error=reason) for text, reason in missing]
     interrupted = False
-    tell = (lambda row: None) if settings.json else teller(settings)
-    with interruptible() as stop, progress_of(paths, settings) as advance:
+    story = Story(settings)
+    tell = (lambda row: None) if settings.json else teller(story)
+    with interruptible() as stop, progress_of(paths, settings, story) as show:
         for row in rows:
             tell(row)
         try:
             for row in replay_all(paths, settings, frozenset(vars(options)), options.retrain, stop):
                 rows.append(row)
-                advance()
+                show(len(rows) - len(missing))
                 tell(row)
         except KeyboardInterrupt:
             interrupted = True
@@ -86,26 +90,30 @@ def load(settings: Settings) -> Engine:
     return load_engine(replace(settings, adapter=None))
 
 
-def teller(settings: Settings) -> Callable[[Row], None]:
+def teller(story: Story) -> Callable[[Row], None]:
     """Prints a row as soon as it is there."""
     from lawf_repl.agreement import TIE
     from lawf_repl.ui.replay import row_view
-    from lawf_repl.verbs.story import Story
 
-    story = Story(settings)
     return lambda row: story.console.print(row_view(row, story.theme, TIE))
 
 
 @contextmanager
-def progress_of(paths: Sequence[Path], settings: Settings) -> Iterator[Callable[[], None]]:
-    """A bar on standard error where that is a terminal and there is more than one session."""
-    if len(paths) < 2 or settings.plain or not is_terminal(sys.stderr):
-        yield lambda: None
+def progress_of(paths: Sequence[Path], settings: Settings, story: Story) -> Iterator[Callable[[int], None]]:
+    """A bar that says how many are done and which one is at work, where there is a terminal to draw it on.
+
+    Where rows go to the same terminal it is one with them, and stays below them.
+    """
+    if settings.plain or not is_terminal(sys.stderr):
+        yield lambda done: None
         return
-    columns = (TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=len(paths))
-        yield lambda: bar.advance(task)
+    console = story.console if story.is_terminal and not settings.json else Console(stderr=True)
+    columns = (TextColumn("replaying"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, transient=True) as bar:
+        names = [shorten(visible(path.name), 30) for path in paths]
+        task = bar.add_task(names[0], total=len(paths))
+        yield lambda done: bar.update(task, completed=done, description=[*names, ""][done], refresh=True)
 
 
 def report(rows: Sequence[Row], settings: Settings, junit: Path | None) -> None:
@@ -134,7 +142,7 @@ def junit_xml(rows: Sequence[Row]) -> bytes:
         if not row.ok:
             kind = ElementTree.SubElement(case, "failure" if row.status == "diverged" else "error", type=row.status, message=_xml(message(row)))
             found = row.first_divergence
-            kind.text = _xml("\n".join([*row.changed, *([f"then: {found.then}", f"now: {found.now}"] if found else [])]))
+            kind.text = _xml("\n".join([*row.changed, *(told(found) if found else [])]))
         if row.ties:
             out = ElementTree.SubElement(case, "system-out")
             out.text = _xml("\n".join(f"tie: {tie.where}, token {tie.position}: {tie.then!r} then, {tie.now!r} now" for tie in row.ties))
@@ -148,6 +156,15 @@ def message(row: Row) -> str:
         return "; ".join([*row.changed[:1], row.error])
     at = "" if found.position is None else f" at token {found.position}"
     return f"{found.where} diverges{at}" + (f"; {row.changed[0]}" if row.changed else "")
+
+
+def told(found: Divergence) -> list[str]:
+    """A divergence in lines: both texts, and both distributions where they are known."""
+    lines = [f"line {found.line} of the file: {found.prompt}", f"then: {found.then}", f"now: {found.now}"]
+    for name, token in (("then", found.then_token), ("now", found.now_token)):
+        if token is not None:
+            lines.append(f"p {name}: " + ", ".join(f"{one.text!r} {one.p:.4f}" for one in token.alternatives[:SHOWN] or (token,)))
+    return lines + [found.note] * bool(found.note)
 
 
 def _xml(text: str) -> str:

@@ -27,9 +27,10 @@ class Story:
 
     def __init__(self, settings: Settings) -> None:
         self.is_terminal = terminal = is_terminal(sys.stdout)
-        self.theme: Theme = theme_for(settings.plain or not terminal, os.environ, settings.theme)
-        self.console = Console(width=None if terminal else WIDTH, no_color=not self.theme.colour, highlight=False, markup=False, emoji=False,
+        theme = theme_for(settings.plain or not terminal, os.environ, settings.theme)
+        self.console = Console(width=None if terminal else WIDTH, no_color=not theme.colour, highlight=False, markup=False, emoji=False,
                                force_terminal=None if terminal else False)
+        self.theme: Theme = theme.on(self.console.color_system)
         self.live = terminal and not self.theme.plain
 
     def heading(self, text: str) -> None:

@@ -172,6 +172,8 @@ def show(trained: Trained) -> None:
     for finding in exported.findings:
         print(finding_line(finding))
     print(f"{'PASS' if exported.ok else 'FAIL'}  {visible(str(exported.out)) if exported.written else 'nothing was written'}")
+    for note in exported.notes:
+        print(f"note: {visible(note)}")
     for command in exported.commands:
         print(f"  {visible(command)}")
 

@@ -1,0 +1,47 @@
+"""A cache layer with room behind its states, so that a token more is written there and nothing is copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # tokens, and a quarter of what there is
+
+
+class RoomyLayer(DynamicLayer):
+    """DynamicLayer, whose `keys` and `values` (B, heads, T, D) are views of larger tensors here; cutting it takes nothing but a shorter view."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._whole = key_states.new_empty(0), value_states.new_empty(0)
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write states (B, heads, n, D) behind the others; returns all of them."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        keys, values = self._whole
+        if keys.numel() == 0 or stop > keys.shape[-2]:
+            keys, values = (_longer(now, new, stop + stop // 4 + ROOM) for now, new in ((self.keys, key_states), (self.values, value_states)))
+            self._whole = keys, values
+        keys[..., start:stop, :] = key_states
+        values[..., start:stop, :] = value_states
+        self.keys, self.values = keys[..., :stop, :], values[..., :stop, :]
+        return self.keys, self.values
+
+
+def _longer(now: torch.Tensor, new: torch.Tensor, length: int) -> torch.Tensor:
+    """Room for `length` tokens shaped like those of `new`, with `now` at its start."""
+    whole = new.new_empty(*new.shape[:-2], length, new.shape[-1])
+    if now.numel():
+        whole[..., :now.shape[-2], :] = now
+    return whole

@@ -15,10 +15,14 @@ def memory_guard(doing: str, remedy: str) -> Iterator[None]:
     """Inside, running out of memory raises OutOfMemory: what was being done, and what to do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_full(error):
+            raise
         raise OutOfMemory(f"out of memory while {doing}; everything up to here is kept: {remedy}") from error
-    except RuntimeError as error:
-        # the CPU allocator has no error class of its own
-        if "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
-            raise OutOfMemory(f"out of memory while {doing}; everything up to here is kept: {remedy}") from error
-        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; the CPU allocator has no error class of its own."""
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower()))

@@ -162,7 +162,7 @@ class Loop:
             self.trained, self.pull = adapter.outward(), settings.pull
             for parameter in everything:  # what is not trained needs no inputs kept for it
                 parameter.requires_grad_(any(parameter is one for one in self.trained))
-            self.aim()
+            prepared.lower.in_room(self.aim)
             prepared.moments.forget()
         self.start = [parameter.detach().clone() for parameter in self.trained]
         self.cases = len(prepared.batch.lengths)
@@ -298,7 +298,7 @@ class Loop:
 
     def solver(self) -> Solver[Reading]:
         """What minimises the objective of one round."""
-        return Solver(self.trained, self._evaluate)
+        return Solver(self.trained, lambda: self.prepared.lower.in_room(self._evaluate))
 
     def _anchor_loss(self) -> torch.Tensor:
         ready = self.prepared

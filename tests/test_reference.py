@@ -155,5 +155,6 @@ def test_a_pool_keeps_its_answers_in_order_whatever_they_are_packed_in(monkeypat
     assert sorted(pool.pairs) == sorted(ROWS) and max(pool.moved()) < 1e-4
     adapter.restore({name: torch.ones_like(value) for name, value in adapter.snapshot().items()})
     held = pool.members([2, 0], 16)
-    assert [tuple(batch.batch.targets.tolist()) for batch in held] in ([pool.pairs[0][1] + pool.pairs[2][1]], [pool.pairs[0][1], pool.pairs[2][1]])
+    first, last = (tuple(pool.pairs[i][1]) for i in (0, 2))
+    assert [tuple(one.batch.targets.tolist()) for one in held] in ([(*first, *last)], [first, last])
     assert sum(len(one.reference) for one in held) == len(pool.pairs[0][1]) + len(pool.pairs[2][1])

@@ -14,8 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from transformers import TrainerCallback
 
 from lawf_repl.engine.base import Engine
+from lawf_repl.errors import UsageError
 from lawf_repl.measure.probes import Reference
 from lawf_repl.records import Case
 
@@ -43,11 +46,11 @@ def trl_version() -> str | None:
 
 def train_trl(engine: Engine, case: Case, reference: Reference, target_p: float, learning_rate: float | None, seed: int = 0) -> Learned:
     """Train until every anchor has `target_p` and greedy generation gives the accepted answer; the model is the base again afterwards."""
-    import datasets
-    from peft import LoraConfig
-    from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
+    try:
+        import datasets
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as error:
+        raise UsageError("trl is not installed: pip install 'lawf-repl[bench]'") from error
     datasets.disable_progress_bars()
     model = engine.model
     ids = torch.tensor([[*case.prompt_ids, *case.completion_ids]], device=engine.device)

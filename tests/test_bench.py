@@ -28,7 +28,7 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import make_batch
 from lawf_repl.learn.objective import make_target
 from lawf_repl.learn.train import Loop
-from lawf_repl.measure.probes import ProbeSet, Reference, _changes, measure_drift
+from lawf_repl.measure.probes import ProbeSet, Reference, _changes, _compared, measure_drift
 from lawf_repl.records import Anchor
 from lawf_repl.session import Session
 from lawf_repl.ui.bench import stream_table, summary_table
@@ -185,7 +185,7 @@ def test_a_change_where_the_base_was_undecided_is_counted_apart_and_the_first_ch
     sure, torn, other = torch.tensor([0.9, 0.1]), torch.tensor([0.505, 0.495]), torch.tensor([0.2, 0.8])
     base = torch.stack([torn, sure, sure, torn, sure, sure]).log()
     adapted = torch.stack([other, other, other, other, sure, sure]).log()
-    found = _changes(batch, base, adapted)
+    found = _changes(batch, *_compared(base, adapted))
     assert (found.tokens, found.flipped, found.tied) == (6, 1, 1)  # the second row changes first where the base was sure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from lawf_repl.bench.decoding import correction_figures, decode_figures, prompt_figures, reply_figures
 from lawf_repl.bench.figures import Figure
 from lawf_repl.bench.models import Subject
+from lawf_repl.bench.stepping import memory_figures, step_figures, training_figures
 from lawf_repl.errors import UsageError
 
 # By the name that --only takes; a part yields nothing for a subject that it does not concern.
@@ -15,6 +16,9 @@ PARTS: dict[str, Callable[[Subject], Iterator[Figure]]] = {
     "decode": decode_figures,
     "prompt": prompt_figures,
     "reply": reply_figures,
+    "step": step_figures,
+    "memory": memory_figures,
+    "training": training_figures,
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -15,10 +16,20 @@ def memory_guard(doing: str, remedy: str) -> Iterator[None]:
     """Inside, running out of memory raises OutOfMemory: what was being done, and what to do."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not is_full(error):
+            raise
         raise OutOfMemory(f"out of memory while {doing}; everything up to here is kept: {remedy}") from error
-    except RuntimeError as error:
-        # the CPU allocator has no error class of its own
-        if "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
-            raise OutOfMemory(f"out of memory while {doing}; everything up to here is kept: {remedy}") from error
-        raise
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library keeps it: a training leaves holes of hundreds of megabytes in its heap."""
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; the CPU allocator has no error class of its own."""
+    text = str(error)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower()))

@@ -7,6 +7,7 @@ while another writes. So there is neither mask nor padding, recurrent layers inc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,13 +18,43 @@ from lawf_repl.engine.memory import memory_guard
 
 Choose = Callable[[torch.Tensor, Sequence[int]], Sequence[int]]  # logits (n, V) of the rows at these indices to their next ids (n)
 Follow = Callable[[int, int], Sequence[int] | None]              # row and the id that it chose to the ids known behind it; None ends the row
+WRITTEN = 128       # tokens that a row is expected to grow by
+CACHE_SHARE = 0.3   # of the weights: what the keys and values of all rows may take,
+LEAST_BYTES = 2**28  # or this much, of a small model
 FEWER = 0.5                                                      # of the rows left: from there on the others are let go of
 
 
 @torch.no_grad()
 def write_rows(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, follow: Follow, kind: CacheKind,
                context: int | None = None) -> list[list[int]]:
-    """Go on from each beginning (at least one id) until `follow` ends it or `context` tokens stand there; returns whole texts as ids."""
+    """Go on from each beginning (at least one id) until `follow` ends it or `context` tokens stand there; returns whole texts as ids.
+
+    As many rows at a time as their states have room for, beside the weights.
+    """
+    most = rows_at_once(model, max(map(len, beginnings), default=0) + WRITTEN) if kind.mode != "none" else len(beginnings)
+    out: list[list[int]] = []
+    for start in range(0, len(beginnings), max(most, 1)):
+        some = beginnings[start:start + most]
+        out += _write(model, some, lambda logits, which, start=start: choose(logits, [start + row for row in which]),  # type: ignore[misc]
+                      lambda row, id_, start=start: follow(start + row, id_), kind, context)  # type: ignore[misc]
+    return out
+
+
+def rows_at_once(model: Any, tokens: int) -> int:
+    """Rows of so many tokens whose keys and values take CACHE_SHARE of the weights, one at least; without a limit where the config does not say."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads and hasattr(config, "hidden_size") else None)
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return sys.maxsize
+    each = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return max(1, int(max(CACHE_SHARE * weights, LEAST_BYTES) / (each * max(tokens, 1))))
+
+
+def _write(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, follow: Follow, kind: CacheKind,
+           context: int | None) -> list[list[int]]:
+    """All of them at once."""
     texts = [list(beginning) for beginning in beginnings]
     keyword = cache_keyword(model) if kind.mode != "none" else None
     cache: dict[str, Any] = {"use_cache": True, keyword: None} if keyword else uncached(model)

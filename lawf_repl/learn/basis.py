@@ -73,6 +73,10 @@ class Moments:
         inputs = torch.cat(self._inputs[self._source.get(path, path)])
         return (inputs @ rows.T).square().mean(0).sqrt()
 
+    def forget(self) -> None:
+        """Let go of the inputs and of what was made of them, once the directions are known."""
+        self._inputs, self._roots = {}, {}
+
     def whiten(self, path: str, rows: torch.Tensor) -> torch.Tensor:
         """`rows` (n, d) times C^(-1/2) of the layer's inputs; unchanged where none were seen."""
         source = self._source.get(path, path)

@@ -29,9 +29,9 @@ class Head:
     def __init__(self, adapter: Adapter) -> None:
         self._model = adapter.base
         decoder = getattr(self._model, "base_model", None)
-        inside = {id(module) for module in decoder.modules()} if isinstance(decoder, torch.nn.Module) and decoder is not self._model else set()
+        separate = isinstance(decoder, torch.nn.Module) and decoder is not self._model
         # a LoRA on the head itself makes its logits hang on more than the states
-        self._decoder: Any = decoder if inside and all(id(layer) in inside for layer in adapter.layers().values()) else None
+        self._decoder: Any = decoder if separate and _inside(adapter, decoder) else None
         self._answer: Callable[..., Any] = ModelOutput
         self.vocabulary = self._try()  # V
 
@@ -82,6 +82,12 @@ class Head:
             if not good:
                 self._decoder = None
         return int(whole.shape[-1])
+
+
+def _inside(adapter: Adapter, decoder: Any) -> bool:
+    """Whether all LoRA is in the decoder."""
+    modules = {id(module) for module in decoder.modules()}
+    return all(id(layer) in modules for layer in adapter.layers().values())
 
 
 @contextmanager

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from lawf_repl.engine.memory import is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
 from lawf_repl.learn.batch import Batch
 from lawf_repl.learn.head import Head, replaced
 
+T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
 CACHES = frozenset({"past_key_values", "past_key_value", "cache_params"})
 
@@ -33,6 +35,18 @@ class Lower:
         self._above: list[Any] = list(layers_above(adapter))
         self._tried = not self._layers
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
+
+    def in_room(self, run: Callable[[], T]) -> T:
+        """What `run` gives; where it runs out of memory, once more and from then on, with layers that are computed again."""
+        try:
+            return run()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if self.thrifty or not is_full(error):
+                raise
+        self.thrifty = True  # outside the handler, whose traceback would hold on to all that was computed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return run()
 
     @property
     def above(self) -> int:

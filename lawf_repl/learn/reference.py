@@ -6,7 +6,7 @@ nothing of a chunk has to be kept for a backward pass: with p of the adapted mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from lawf_repl.learn.head import Head
 from lawf_repl.learn.objective import finite_logprobs
 
-CHUNK_BYTES = 2**25  # of one tensor of log-probabilities; a chunk has five of them at a time
+CHUNK_BYTES = 2**26  # of one tensor of log-probabilities; a chunk has five of them at a time
 
 
 class Reference:
@@ -61,37 +61,59 @@ class Reference:
         return cls(parts[0]._head, torch.cat([part._states for part in parts]), torch.cat(kept) if len(kept) == len(parts) else None)
 
 
+Losses = Callable[[torch.Tensor], torch.Tensor]  # log-probabilities at the anchors (M, V) to what is lowered there (M,)
+
+
 class Compared(NamedTuple):
-    """The adapted model beside a reference."""
+    """The adapted model beside a reference, at M anchors and the N - M tokens behind them."""
 
-    kl: torch.Tensor                # (N,) KL(base || adapted) in nats
+    kl: torch.Tensor                # (N - M,) KL(base || adapted) in nats
     top: torch.Tensor               # (N,) most probable token of the adapted model
-    slope: torch.Tensor | None      # (N, H) gradient of the summed KL for the states, where it was asked for
+    logprobs: torch.Tensor          # (M, V) at the anchors
+    loss: float                     # summed KL, and the anchors' losses where they were given
+    slope: torch.Tensor | None      # (N, H) gradient of `loss` for the states, where it was asked for
 
 
-def compare(head: Head, states: torch.Tensor, reference: Reference, slope: bool = False) -> Compared:
-    """The adapted model's states (N, H) against the base."""
-    kl, top, slopes = [], [], []
-    for start, stop in chunks(len(states), head.vocabulary):
+def compare(head: Head, states: torch.Tensor, reference: Reference, slope: bool = False, anchors: int = 0,
+            losses: Losses | None = None) -> Compared:
+    """The adapted model's states (N, H) against the base; the first `anchors` of them are not in the reference, and have losses of their own."""
+    kl, top, slopes, loss = [], [], [], 0.0
+    at_anchors = states.new_zeros(0, head.vocabulary, dtype=torch.float32)
+    for start, stop in chunks(len(states), head.vocabulary, anchors):
         own = states[start:stop].detach().requires_grad_(slope)
         with torch.set_grad_enabled(slope):
             logits = head.logits(own)  # (n, V)
+        first = anchors if start == 0 else 0  # anchors in this chunk
+        toward = []
+        if first:
+            leaf = logits[:first].detach().requires_grad_(slope)
+            with torch.set_grad_enabled(slope):
+                at_anchors = finite_logprobs(leaf)
+                if losses is not None:
+                    lowered = losses(at_anchors).sum()
+                    loss += float(lowered.detach())
+            if slope and losses is not None:
+                toward.append(torch.autograd.grad(lowered, leaf)[0])
+            at_anchors = at_anchors.detach()
         with torch.no_grad():
             top.append(logits.argmax(-1))
-            logprobs = finite_logprobs(logits)
-            base = reference.rows(start, stop)
+            logprobs = finite_logprobs(logits[first:])
+            base = reference.rows(start + first - anchors, stop - anchors)
             q = base.exp()
             kl.append((base - logprobs).mul_(q).sum(-1))
             if slope:
-                toward = logprobs.exp_().mul_(q.sum(-1, keepdim=True)).sub_(q)
-                slopes.append(torch.autograd.grad(logits, own, toward.to(logits.dtype))[0])
-    if not kl:
-        none = states.new_zeros(0)
-        return Compared(none, none.long(), states.detach() if slope else None)
-    return Compared(torch.cat(kl), torch.cat(top), torch.cat(slopes) if slope else None)
+                toward.append(logprobs.exp_().mul_(q.sum(-1, keepdim=True)).sub_(q))
+                whole = torch.cat(toward) if len(toward) > 1 else toward[0]
+                slopes.append(torch.autograd.grad(logits, own, whole.to(logits.dtype))[0])
+    none = states.new_zeros(0, dtype=torch.float32)
+    found = torch.cat(kl) if kl else none
+    return Compared(found, torch.cat(top) if top else none.long(), at_anchors, loss + float(found.sum()), torch.cat(slopes) if slopes else None)
 
 
-def chunks(count: int, vocabulary: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of as many tokens at a time as their log-probabilities allow."""
+def chunks(count: int, vocabulary: int, least: int = 0) -> Iterator[tuple[int, int]]:
+    """[start, stop) of as many tokens at a time as their log-probabilities allow, the first of at least `least`."""
     rows = max(1, CHUNK_BYTES // (4 * vocabulary))
-    return ((start, min(start + rows, count)) for start in range(0, count, rows))
+    first = min(max(rows, least), count)
+    if count:
+        yield 0, first
+    yield from ((start, min(start + rows, count)) for start in range(first, count, rows))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 
 from lawf_repl.config import Settings
-from lawf_repl.engine.memory import memory_guard
+from lawf_repl.engine.memory import give_back, memory_guard
 from lawf_repl.learn.adapter import Adapter, Weights
 from lawf_repl.learn.basis import Moments, aim, penalty
 from lawf_repl.learn.batch import Batch, Pair, make_batch
@@ -26,7 +26,7 @@ from lawf_repl.learn.conflicts import check_cases
 from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, marks
 from lawf_repl.learn.pool import KEPT_BYTES, Held, Pool
-from lawf_repl.learn.reference import Compared, Reference, compare
+from lawf_repl.learn.reference import Compared, Losses, Reference, compare
 from lawf_repl.learn.solve import Solver
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
@@ -46,13 +46,12 @@ BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 o
 class Prepared:
     """What is fixed before the loop."""
 
-    pairs: list[Pair]        # of the cases
+    pairs: list[Pair]    # of the cases
     batch: Batch         # N tokens of the accepted answers, M of them anchors
-    places: torch.Tensor  # (M,) where the anchors are
-    rest: torch.Tensor   # (N - M,) where the other tokens are
-    reference: Reference  # of the others
+    order: torch.Tensor  # (N,) its tokens, the anchors first: what follows is in this order
+    reference: Reference  # of the N - M others
     target: Target       # of the anchors alone: M tokens
-    weight: torch.Tensor  # (N,) that the objective's value is averaged with
+    weight: torch.Tensor  # (N - M,) that the objective's value is averaged with, of the others
     must: torch.Tensor   # (N,) positions whose top-1 has to be the accepted token
     pool: Pool           # what may be held
     watch: Pool          # what is only looked at
@@ -61,13 +60,10 @@ class Prepared:
 
 
 class Standing(NamedTuple):
-    """What one forward over the accepted answers gave."""
+    """What one forward over the accepted answers gave, anchors first."""
 
-    states: torch.Tensor    # (N, H), from which gradients go on
-    own: torch.Tensor       # (M, H) the anchors' states, where the head's graph begins
-    logprobs: torch.Tensor  # (M, V) at the anchors
-    others: Compared        # N - M tokens
-    top: torch.Tensor       # (N,) most probable tokens
+    states: torch.Tensor  # (N, H), from which gradients go on
+    found: Compared
 
 
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
@@ -109,24 +105,21 @@ def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wa
     target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
                     weight[places])
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
-    must = torch.empty_like(batch.targets, dtype=torch.bool)
-    must[rest] = compare(lower.head, states[rest], reference).top == batch.targets[rest]
-    must[places] = target.hard
+    must = torch.cat([target.hard, compare(lower.head, states[rest], reference).top == batch.targets[rest]])
     pool = Pool(adapter, held, lower, moments)
-    return Prepared(pairs, batch, places, rest, reference, target, weight, must, pool, Pool(adapter, watch, lower), moments, lower)
+    return Prepared(pairs, batch, torch.cat([places, rest]), reference, target, weight[rest], must, pool, Pool(adapter, watch, lower), moments, lower)
 
 
-def stand(prepared: Prepared, slope: bool = False, states: torch.Tensor | None = None) -> Standing:
-    """The adapted model beside the base, as the weights are now; `states` (N, H) where a forward gave them already."""
-    states = prepared.lower.states(prepared.batch) if states is None else states
-    head = prepared.lower.head
-    others = compare(head, states[prepared.rest], prepared.reference, slope)
-    own = states[prepared.places].detach().requires_grad_(slope)
-    with torch.set_grad_enabled(slope):
-        logprobs = finite_logprobs(head.logits(own))
-    top = torch.empty_like(prepared.batch.targets)
-    top[prepared.rest], top[prepared.places] = others.top, logprobs.detach().argmax(-1)
-    return Standing(states, own, logprobs, others, top)
+def stand(prepared: Prepared, losses: Losses | None = None, together: Held | None = None) -> Standing:
+    """The adapted model beside the base, as the weights are now; with the slopes of KL and of `losses` at the anchors, where they are given.
+
+    `together` is the cases' batch with answers behind it that are held, and the reference of all.
+    """
+    count = len(prepared.order)
+    states = prepared.lower.states(prepared.batch if together is None else together.batch)
+    states = torch.cat([states[:count][prepared.order], states[count:]])
+    reference = prepared.reference if together is None else together.reference
+    return Standing(states, compare(prepared.lower.head, states, reference, losses is not None, len(prepared.target.anchors), losses))
 
 
 @dataclass
@@ -161,13 +154,17 @@ class Loop:
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:
-            self.aim()
             self.trained, self.pull = adapter.outward(), settings.pull
+            for parameter in everything:  # what is not trained needs no inputs kept for it
+                parameter.requires_grad_(any(parameter is one for one in self.trained))
+            prepared.lower.in_room(self.aim)
+            prepared.moments.forget()
+        give_back()
         self.start = [parameter.detach().clone() for parameter in self.trained]
         self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []
         self.held: list[Held] = []
-        self.together: Batch | None = None  # the cases and the first batch of what is held
+        self.together: Held | None = None  # the cases and the first batch of what is held
         self.steps, self.round = 0, 1
         self.best: tuple[tuple[bool, int, float], Weights] | None = None
 
@@ -220,7 +217,7 @@ class Loop:
             reason = "plateau"
         missed = tuple(int(i) for i in (~reading.reached).nonzero()[:, 0])
         ready = self.prepared
-        loss = float((standing.others.kl * ready.weight[ready.rest]).sum() + lawf_loss(standing.logprobs, ready.target))
+        loss = float((standing.found.kl * ready.weight).sum() + lawf_loss(standing.found.logprobs, ready.target))
         return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
     def _step(self, loss: float, reading: Reading) -> TrainStep:
@@ -258,36 +255,22 @@ class Loop:
     def _hold_active(self) -> None:
         """Make the batches of what is held. The first goes through the model with the cases where both are small: a pass costs more than its rows."""
         ready = self.prepared
-        for gone in [*(held.batch for held in self.held), *([] if self.together is None else [self.together])]:
-            ready.lower.forget(gone)
+        for gone in [*self.held, *([] if self.together is None else [self.together])]:
+            ready.lower.forget(gone.batch)
         self.held, self.together = ready.pool.members(self.active, ROWS), None
-        pairs = [*ready.pairs, *(self.held[0].pairs if self.held else ())]
-        if self.held and len(ready.pairs) <= ROWS and ready.pool.fits(pairs):
-            self.together = make_batch(pairs, ready.batch.ids.device)
+        if self.held and len(ready.pairs) <= ROWS and ready.pool.fits(pairs := (*ready.pairs, *self.held[0].pairs)):
+            self.together = Held(pairs, make_batch(pairs, ready.batch.ids.device), Reference.joined([ready.reference, self.held[0].reference]))
 
     def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], Reading]:
         """The objective where the weights stand, its gradients, and where the anchors stand."""
-        ready, held, count = self.prepared, self.held, len(self.prepared.batch.targets)
-        together = ready.lower.states(self.together) if self.together is not None else None
-        standing = stand(ready, slope=True, states=None if together is None else together[:count])
+        ready = self.prepared
         # Summed, not averaged: in a long answer an anchor weighs as much as in a short one.
-        losses = self.anchor_losses(standing.logprobs).sum()
-        assert standing.others.slope is not None
-        slope = torch.zeros_like(standing.states)
-        slope[ready.rest] = standing.others.slope
-        slope[ready.places] = torch.autograd.grad(losses, standing.own)[0]
-        total = float(losses.detach() + standing.others.kl.sum())
-        if together is None:
-            gradients = self._behind(standing.states, slope)
-        else:
-            found = compare(ready.lower.head, together[count:], held[0].reference, slope=True)
-            assert found.slope is not None
-            total, held = total + float(found.kl.sum()), held[1:]
-            gradients = self._behind(together, torch.cat([slope, found.slope]))
-        for some in held:
-            states = ready.lower.states(some.batch)
-            found = compare(ready.lower.head, states, some.reference, slope=True)
-            total += float(found.kl.sum())
+        standing = stand(ready, self.anchor_losses, self.together)
+        total, gradients = standing.found.loss, self._behind(standing.states, standing.found.slope)
+        for held in self.held if self.together is None else self.held[1:]:
+            states = ready.lower.states(held.batch)
+            found = compare(ready.lower.head, states, held.reference, slope=True)
+            total += found.loss
             gradients = [known + more for known, more in zip(gradients, self._behind(states, found.slope), strict=True)]
         if self.pull:
             pulled = self.pull * penalty(self.trained, self.start)
@@ -314,20 +297,20 @@ class Loop:
 
     def solver(self) -> Solver[Reading]:
         """What minimises the objective of one round."""
-        return Solver(self.trained, self._evaluate)
+        return Solver(self.trained, lambda: self.prepared.lower.in_room(self._evaluate))
 
     def _anchor_loss(self) -> torch.Tensor:
         ready = self.prepared
-        states = ready.lower.states(ready.batch)[ready.places]
+        states = ready.lower.states(ready.batch)[ready.order[:len(ready.target.anchors)]]
         return anchor_kl(finite_logprobs(ready.lower.head.logits(states)), ready.target).sum()
 
 
 def read(standing: Standing, prepared: Prepared, settings: Settings) -> Reading:
     """Where the anchors stand."""
-    target, logprobs = prepared.target, standing.logprobs.detach()
+    target, logprobs = prepared.target, standing.found.logprobs
     at = logprobs[target.anchors, target.chosen]  # (M,)
     p = at.exp()
-    wrong = int((standing.top != prepared.batch.targets)[prepared.must].sum())
+    wrong = int((standing.found.top[:len(prepared.order)] != prepared.batch.targets[prepared.order])[prepared.must].sum())
     if bool(target.hard.all()):
         return Reading(p, -at, p >= settings.target_p, wrong)
     goal = target.anchor_goal

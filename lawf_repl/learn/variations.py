@@ -24,6 +24,7 @@ REWRITTEN = 48        # tokens of a turn that are written anew at most; behind a
 MORE_TOKENS = 10      # a variation may be this much longer than that
 PLACES = 48           # of a turn that are varied at most
 TOKENS = 2**15        # of all variations' prompts together: long prompts get fewer
+AT_ONCE = 2**12       # tokens of a forward pass that only looks
 ANSWER_TOKENS = 96    # of its answer at most
 SAME = 0.5            # share of the turn's tokens that a variation has too, in their order, from which on it may be the same request
 ABOUT = 4             # anchors whose tokens are brought up in other questions, and
@@ -215,8 +216,10 @@ def influence(engine: Engine, ids: Sequence[int], places: Sequence[int], others:
     rows = [[*ids, *upto], *([*ids[:place], other, *ids[place + 1:], *upto] for place, other in zip(places, others, strict=True))]
     if len(rows) * len(rows[0]) > TOKENS:
         return [1.0] * len(places)
-    out = engine.model(input_ids=torch.tensor(rows, device=engine.device), **uncached(engine.model), **kept_logits(engine.model, 1))
-    logprobs = finite_logprobs(out.logits[:, -1])  # (1 + places, V)
+    each = max(1, AT_ONCE // len(rows[0]))
+    read = [engine.model(input_ids=torch.tensor(rows[i:i + each], device=engine.device), **uncached(engine.model), **kept_logits(engine.model, 1))
+            .logits[:, -1] for i in range(0, len(rows), each)]
+    logprobs = finite_logprobs(torch.cat(read))  # (1 + places, V)
     kl = token_kl(logprobs[:1], logprobs[1:]).cpu() + 1e-3
     relative: list[float] = (kl / kl.mean() + EVEN).tolist()
     return relative

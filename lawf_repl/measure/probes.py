@@ -18,7 +18,9 @@ from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import Stopped, UsageError
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
+from lawf_repl.learn.head import Head
 from lawf_repl.learn.objective import finite_logprobs, token_kl
+from lawf_repl.learn.reference import chunks
 from lawf_repl.records import ProbeResult
 
 NEAR_TIE = 0.02      # the base's top two probabilities this close: a change of top-1 is no change of mind
@@ -52,8 +54,8 @@ class Reference:
     @torch.no_grad()
     def measure(self) -> ProbeResult:
         """As measure_drift, of the model as it stands now."""
-        model = self.engine.model
-        return _result((_changes(batch, base, finite_logprobs(completion_logits(model, batch))) for batch, base in self._kept), self.count)
+        now = ((batch, base, finite_logprobs(completion_logits(self.engine.model, batch))) for batch, base in self._kept)
+        return _result((_changes(batch, *_compared(base, adapted)) for batch, base, adapted in now), self.count)
 
 
 @torch.no_grad()
@@ -68,10 +70,13 @@ def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair], stop
                 raise Stopped
             with memory_guard("measuring drift", "take fewer probes"):
                 with adapter.off():
-                    base = finite_logprobs(completion_logits(engine.model, batch))  # (N, V)
-                adapted = finite_logprobs(completion_logits(engine.model, batch))
-            yield _changes(batch, base, adapted)
+                    base = head.states(batch)  # (N, H)
+                states = head.states(batch)
+                found = [_compared(*(finite_logprobs(head.logits(rows[start:stop])) for rows in (base, states)))
+                         for start, stop in chunks(len(states), head.vocabulary)]
+            yield _changes(batch, *(torch.cat(column) for column in zip(*found, strict=True)))
 
+    head = Head(adapter)
     return _result(changes(), len(probes))
 
 
@@ -92,11 +97,15 @@ def _batches(engine: Engine, probes: Sequence[Pair]) -> Iterator[Batch]:
         yield make_batch(ordered[start:start + ROWS], engine.device)
 
 
-def _changes(batch: Batch, base: torch.Tensor, adapted: torch.Tensor) -> _Changes:
-    """What changed between log-probabilities (N, V) of base and adapted model."""
+def _compared(base: torch.Tensor, adapted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL in nats, whether the base was undecided, and whether the top-1 changed, each (n,), from log-probabilities (n, V)."""
     top = base.topk(2, dim=-1)
-    near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE  # (N,)
-    changed = adapted.argmax(-1) != top.indices[:, 0]
+    near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE
+    return token_kl(base, adapted), near, adapted.argmax(-1) != top.indices[:, 0]
+
+
+def _changes(batch: Batch, kl: torch.Tensor, near: torch.Tensor, changed: torch.Tensor) -> _Changes:
+    """What changed in a batch, from what was found at each of its tokens (N,)."""
     flipped = tied = 0
     for row_changed, row_near in zip(batch.split(changed), batch.split(near), strict=True):
         if bool(row_changed.any()):
@@ -105,7 +114,7 @@ def _changes(batch: Batch, base: torch.Tensor, adapted: torch.Tensor) -> _Change
                 tied += 1
             else:
                 flipped += 1
-    return _Changes(float(token_kl(base, adapted).sum()), len(batch.targets), flipped, tied)
+    return _Changes(float(kl.sum()), len(batch.targets), flipped, tied)
 
 
 def _result(changes: Iterable[_Changes], count: int) -> ProbeResult:

@@ -1,0 +1,160 @@
+"""What is computed chunk by chunk, from hidden states and with slopes written out, is what autograd finds on whole logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from lawf_repl.config import Settings
+from lawf_repl.engine.rows import rows_at_once
+from lawf_repl.errors import OutOfMemory
+from lawf_repl.learn import head
+from lawf_repl.learn import pool as learn_pool
+from lawf_repl.learn import reference as learn_reference
+from lawf_repl.learn import train as learn_train
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import completion_logits, make_batch
+from lawf_repl.learn.head import Head
+from lawf_repl.learn.lower import Lower
+from lawf_repl.learn.objective import finite_logprobs, token_kl
+from lawf_repl.learn.pool import Pool, packed
+from lawf_repl.learn.reference import Reference, chunks, compare
+from lawf_repl.learn.train import Loop, _prepare, train
+from lawf_repl.records import Anchor, Case
+from tests.conftest import make_tiny_model
+
+ROWS = [((1, 60, 70), (80, 90, 100)), ((1, 61, 71, 81, 91), (101, 62)), ((1, 63), (72, 82, 92, 102))]
+CASE = Case("x", (1, 60, 70), (80, 90, 100, 110, 120), (Anchor(1, 9, 90, "", "", 1.0, 0.0), Anchor(3, 9, 110, "", "", 0.6, 0.01)))
+HEADS = ("plain", "scaled", "capped", "adapted")
+
+
+@pytest.fixture(params=HEADS)
+def adapter(request: pytest.FixtureRequest) -> Iterator[Adapter]:
+    """An adapter that has learned something, on models that do different things behind their decoder."""
+    model = make_tiny_model()
+    if request.param == "scaled":
+        model.lm_head.register_forward_hook(lambda module, inputs, out: out / 3)
+    if request.param == "capped":
+        model.lm_head.register_forward_hook(lambda module, inputs, out: 2 * torch.tanh(out / 2))
+    made = Adapter.fresh(model, Settings(), "tiny")
+    torch.manual_seed(1)
+    made.restore({name: 0.3 * torch.randn_like(value) for name, value in made.snapshot().items()})
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "adapted":  # as if a LoRA stood on the head
+            patch.setattr(head, "_inside", lambda adapter, decoder: False)
+        yield made
+    made.remove()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_divergence_and_slope_are_those_of_whole_logits(adapter: Adapter, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learn_reference, "CHUNK_BYTES", 2 * 4 * 259)  # two tokens at a time
+    lower = Lower(adapter)
+    batch = make_batch(ROWS, adapter.base.device)
+    with adapter.off(), torch.no_grad():
+        base = finite_logprobs(completion_logits(adapter.base, batch))
+        reference = Reference.of(lower.head, lower.states(batch), whole)
+    parameters = adapter.parameters()
+    logits = completion_logits(adapter.base, batch)
+    expected = token_kl(base, finite_logprobs(logits))
+    gradients = torch.autograd.grad(expected.sum(), parameters)
+    states = lower.states(batch)
+    found = compare(lower.head, states, reference, slope=True)
+    assert torch.allclose(found.kl, expected, atol=1e-5) and float(expected.detach().min()) > 1e-3
+    assert torch.equal(found.top, logits.argmax(-1))
+    for own, other in zip(torch.autograd.grad(states, parameters, found.slope), gradients, strict=True):
+        assert torch.allclose(own, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    some = torch.tensor([5, 0, 7])
+    assert torch.allclose(reference.at(some).rows(1, 3), base[some[1:]], atol=1e-5)
+    assert torch.allclose(Reference.joined([reference.at(some), reference]).rows(2, 5), torch.cat([base[some], base])[2:5], atol=1e-5)
+
+
+def test_a_model_is_taken_apart_unless_a_lora_stands_on_its_head(adapter: Adapter, request: pytest.FixtureRequest) -> None:
+    own = Head(adapter)
+    assert own.apart == ("adapted" not in request.node.name) and own.vocabulary == 259
+    states = own.states(make_batch(ROWS, adapter.base.device))
+    assert states.shape == (9, 32 if own.apart else 259)
+    assert not any("forward" in module.__dict__ for module in adapter.base.modules())
+
+
+def objective(adapter: Adapter) -> tuple[float, list[torch.Tensor]]:
+    settings = replace(Settings(), rank=2)
+    weights = adapter.snapshot()
+    loop = Loop(adapter, _prepare(adapter, [CASE], ROWS[1:], (), settings), settings, 0.0)
+    adapter.restore(weights)
+    loop.hold(ROWS[1:])
+    total, gradients, _ = loop._evaluate()
+    return total, [gradient.clone() for gradient in gradients]
+
+
+def test_the_objective_is_the_same_however_much_room_there_is(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    total, gradients = objective(adapter)
+    for where, name, value in ((learn_reference, "CHUNK_BYTES", 1), (learn_pool, "KEPT_BYTES", 0), (learn_train, "KEPT_BYTES", 0),
+                               (learn_pool, "HELD_BYTES", 0), (learn_pool, "TOKENS", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, value)
+            again, others = objective(adapter)
+        assert again == pytest.approx(total, rel=1e-5)
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max())) for a, b in zip(gradients, others, strict=True))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_out_of_memory_a_step_is_tried_again_with_layers_that_are_computed_twice(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = Adapter.fresh(make_tiny_model(), Settings(), "tiny")
+    usual, left, thrifty = Loop._evaluate, [times], []
+
+    def full(loop: Loop) -> Any:
+        if loop.steps == 1 and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("full")
+        thrifty.append(loop.prepared.lower.thrifty)
+        return usual(loop)
+
+    plain = list(train(Adapter.fresh(make_tiny_model(), Settings(), "tiny"), [CASE], (), replace(Settings(), max_steps=4)))
+    monkeypatch.setattr(Loop, "_evaluate", full)
+    if times == 2:
+        with pytest.raises(OutOfMemory, match="out of memory while training"):
+            list(train(adapter, [CASE], (), replace(Settings(), max_steps=4)))
+        return
+    steps = list(train(adapter, [CASE], (), replace(Settings(), max_steps=4)))
+    assert not thrifty[0] and thrifty[-1]
+    assert [step.loss for step in steps] == pytest.approx([step.loss for step in plain], rel=1e-4)
+
+
+def test_what_is_read_together_stays_in_order_and_in_bounds() -> None:
+    pairs = [((1,) * length, (2,)) for length in (3, 5, 7, 9, 30)]
+    parts = list(packed(pairs, 3, 20))
+    assert [pair for part in parts for pair in part] == pairs and len(parts) > 2
+    assert all(len(part) == 1 or (len(part) <= 3 and len(part) * max(len(p) + len(c) for p, c in part) <= 20) for part in parts)
+    assert list(chunks(0, 10)) == [] and list(chunks(5, 2**40)) == [(i, i + 1) for i in range(5)]
+
+
+def test_rows_that_are_written_together_take_a_share_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lawf_repl.engine import rows
+    from lawf_repl.engine.cache import CacheKind
+    from lawf_repl.engine.greedy import greedy_answers
+
+    model = make_tiny_model()
+    prompts = [[1, 60 + i] for i in range(5)]
+    together = greedy_answers(model, prompts, [2], 6, kind=CacheKind("cut"))
+    assert rows_at_once(model, 100) > 64
+    monkeypatch.setattr(rows, "LEAST_BYTES", 0)
+    monkeypatch.setattr(rows, "CACHE_SHARE", 2 * 130 * 2 * 4 * 16 * 4 / sum(parameter.nbytes for parameter in model.parameters()))
+    assert rows_at_once(model, 130) == 2
+    assert greedy_answers(model, prompts, [2], 6, kind=CacheKind("cut")) == together
+
+
+def test_a_pool_keeps_its_answers_in_order_whatever_they_are_packed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = Adapter.fresh(make_tiny_model(), Settings(), "tiny")
+    monkeypatch.setattr(learn_pool, "TOKENS", 7)
+    pool = Pool(adapter, ROWS, Lower(adapter))
+    assert sorted(pool.pairs) == sorted(ROWS) and max(pool.moved()) < 1e-4
+    adapter.restore({name: torch.ones_like(value) for name, value in adapter.snapshot().items()})
+    held = pool.members([2, 0], 16)
+    first, last = (tuple(pool.pairs[i][1]) for i in (0, 2))
+    assert [tuple(one.batch.targets.tolist()) for one in held] in ([(*first, *last)], [first, last])
+    assert sum(len(one.reference) for one in held) == len(pool.pairs[0][1]) + len(pool.pairs[2][1])

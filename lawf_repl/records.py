@@ -139,7 +139,7 @@ class TrainStep:
     step: int
     loss: float
     anchor_p: tuple[float, ...]   # p of the chosen token, all anchors of all cases in order
-    drift: float | None           # mean KL(base || adapted) per token on a few probes; None without any
+    drift: float | None           # mean KL(base || adapted) per token on a few probes, at most a few steps old; None without any
     seconds: float                # since training began
     fixed: bool                   # every position's top-1 is the accepted token
     round: int = 1                # which look at the replay answers this step comes after

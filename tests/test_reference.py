@@ -15,7 +15,7 @@ from lawf_repl.errors import OutOfMemory
 from lawf_repl.learn import head
 from lawf_repl.learn import pool as learn_pool
 from lawf_repl.learn import reference as learn_reference
-from lawf_repl.learn import train as learn_train
+from lawf_repl.learn import standing as learn_standing
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import completion_logits, make_batch
 from lawf_repl.learn.head import Head
@@ -23,7 +23,8 @@ from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.objective import finite_logprobs, token_kl
 from lawf_repl.learn.pool import Pool, packed
 from lawf_repl.learn.reference import Reference, chunks, compare
-from lawf_repl.learn.train import Loop, _prepare, train
+from lawf_repl.learn.standing import prepare
+from lawf_repl.learn.train import Loop, train
 from lawf_repl.records import Anchor, Case
 from tests.conftest import make_tiny_model
 
@@ -84,7 +85,7 @@ def test_a_model_is_taken_apart_unless_a_lora_stands_on_its_head(adapter: Adapte
 def objective(adapter: Adapter) -> tuple[float, list[torch.Tensor]]:
     settings = replace(Settings(), rank=2)
     weights = adapter.snapshot()
-    loop = Loop(adapter, _prepare(adapter, [CASE], ROWS[1:], (), settings), settings, 0.0)
+    loop = Loop(adapter, prepare(adapter, [CASE], ROWS[1:], (), settings), settings, 0.0)
     adapter.restore(weights)
     loop.hold(ROWS[1:])
     total, gradients, _ = loop._evaluate()
@@ -93,7 +94,7 @@ def objective(adapter: Adapter) -> tuple[float, list[torch.Tensor]]:
 
 def test_the_objective_is_the_same_however_much_room_there_is(adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
     total, gradients = objective(adapter)
-    for where, name, value in ((learn_reference, "CHUNK_BYTES", 1), (learn_pool, "KEPT_BYTES", 0), (learn_train, "KEPT_BYTES", 0),
+    for where, name, value in ((learn_reference, "CHUNK_BYTES", 1), (learn_pool, "KEPT_BYTES", 0), (learn_standing, "KEPT_BYTES", 0),
                                (learn_pool, "HELD_BYTES", 0), (learn_pool, "TOKENS", 1)):
         with monkeypatch.context() as patch:
             patch.setattr(where, name, value)

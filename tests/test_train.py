@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ModelError, TrainingError
+from lawf_repl.learn import standing
 from lawf_repl.learn import train as learn_train
 from lawf_repl.learn.adapter import Adapter, find_targets
 from lawf_repl.learn.conflicts import conflicts
@@ -95,7 +96,7 @@ def test_an_anchor_that_cannot_be_reached_ends_on_a_plateau_and_is_named() -> No
 
 
 def test_what_holds_is_kept_over_what_is_only_strong(adapter: Adapter, france: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, late = learn_train.read, False
+    seen, late = standing.read, False
     monkeypatch.setattr(learn_train, "read", lambda *given: replace(seen(*given), wrong=seen(*given).wrong + late))
     generator, steps, held = train(adapter, [france], (), replace(SETTINGS, max_steps=8)), [], -1.0
     while True:

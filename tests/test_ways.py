@@ -11,7 +11,8 @@ from lawf_repl.bench import ways
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.train import Loop, Prepared, _prepare, train
+from lawf_repl.learn.standing import Prepared, prepare
+from lawf_repl.learn.train import Loop, train
 from lawf_repl.records import Case
 from tests.test_train import case
 
@@ -34,7 +35,7 @@ def adapter(demo_engine: Engine) -> Iterator[Adapter]:
 
 
 def prepared(adapter: Adapter, france: Case) -> Prepared:
-    return _prepare(adapter, [france], (), (), SETTINGS)
+    return prepare(adapter, [france], (), (), SETTINGS)
 
 
 @pytest.mark.parametrize("way", ALL, ids=lambda way: way.__name__)

@@ -25,7 +25,8 @@ from lawf_repl.config import Settings
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import make_batch
 from lawf_repl.learn.objective import finite_logprobs, lawf_loss, make_target
-from lawf_repl.learn.train import Loop, _prepare
+from lawf_repl.learn.standing import prepare
+from lawf_repl.learn.train import Loop
 from lawf_repl.records import Anchor, Case
 
 TOKENS, COMPLETION = 300, 100
@@ -57,7 +58,7 @@ def our_loop(model: Any, layers: str, case: Case) -> tuple[Loop, Adapter]:
     """A training of ours just before its first step, nothing held but the case itself."""
     settings = Settings(layers=layers)
     adapter = Adapter.fresh(model, settings, "bench")
-    return Undirected(adapter, _prepare(adapter, [case], (), (), settings), settings, time.monotonic()), adapter
+    return Undirected(adapter, prepare(adapter, [case], (), (), settings), settings, time.monotonic()), adapter
 
 
 def paper_step(model: Any, case: Case, other: Any = None) -> tuple[Step, Adapter]:

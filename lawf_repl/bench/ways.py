@@ -9,7 +9,8 @@ import torch
 from lawf_repl.learn.basis import Moments
 from lawf_repl.learn.basis import aim as aimed
 from lawf_repl.learn.solve import Solver
-from lawf_repl.learn.train import Loop, Reading
+from lawf_repl.learn.standing import Reading
+from lawf_repl.learn.train import Loop
 
 
 class Stepper(Solver[Reading]):

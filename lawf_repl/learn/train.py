@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,50 +18,25 @@ import torch
 from lawf_repl.config import Settings
 from lawf_repl.engine.memory import give_back, memory_guard
 from lawf_repl.learn.adapter import Adapter, Weights
-from lawf_repl.learn.basis import Moments, aim, penalty
-from lawf_repl.learn.batch import Batch, Pair, make_batch
+from lawf_repl.learn.basis import aim, penalty
+from lawf_repl.learn.batch import Pair, make_batch
 from lawf_repl.learn.conflicts import check_cases
-from lawf_repl.learn.lower import Lower
-from lawf_repl.learn.objective import Target, anchor_kl, finite_logprobs, lawf_loss, marks
-from lawf_repl.learn.pool import KEPT_BYTES, Held, Pool
-from lawf_repl.learn.reference import Compared, Losses, Reference, compare
+from lawf_repl.learn.objective import anchor_kl, finite_logprobs, lawf_loss
+from lawf_repl.learn.pool import Held
+from lawf_repl.learn.reference import Reference, compare
 from lawf_repl.learn.solve import Solver
+from lawf_repl.learn.standing import Prepared, Reading, prepare, read, stand
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
 Stop = Callable[[], bool]
-NEAR = 0.05           # a weak preference holds where p is that close to its goal, as a share of it, and
-SOFT_KL = 0.02        # its whole distribution that close to the target, in nats: the other tokens keep the base's proportions
 BEYOND = 5            # times nearer to 1 than --target-p, the goal at least
 ITERATIONS = 20       # of one round, once everything holds
 STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived where everything holds;
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short
 MOST, AT_MOST = 8, 64  # answers that a round adds to the objective for each case, and for all: thirty cases move more than one does
 ROWS = 16             # held answers in one backward pass
+LOOKS = 3             # times as long as a look at the drift took, until the next
 BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
-
-
-@dataclass
-class Prepared:
-    """What is fixed before the loop."""
-
-    pairs: list[Pair]    # of the cases
-    batch: Batch         # N tokens of the accepted answers, M of them anchors
-    order: torch.Tensor  # (N,) its tokens, the anchors first: what follows is in this order
-    reference: Reference  # of the N - M others
-    target: Target       # of the anchors alone: M tokens
-    weight: torch.Tensor  # (N - M,) that the objective's value is averaged with, of the others
-    must: torch.Tensor   # (N,) positions whose top-1 has to be the accepted token
-    pool: Pool           # what may be held
-    watch: Pool          # what is only looked at
-    moments: Moments
-    lower: Lower
-
-
-class Standing(NamedTuple):
-    """What one forward over the accepted answers gave, anchors first."""
-
-    states: torch.Tensor  # (N, H), from which gradients go on
-    found: Compared
 
 
 def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], settings: Settings,
@@ -82,63 +55,17 @@ def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], setti
     check_cases(cases)
     started = time.monotonic() if started is None else started
     with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
-        loop = (way or Loop)(adapter, _prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
+        loop = (way or Loop)(adapter, prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
         loop.hold(hold)
         reason: StopReason = yield from loop.run(stop)
         return loop.finish(reason)
 
 
-def _prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], watch: Sequence[Pair], settings: Settings) -> Prepared:
-    model = adapter.base
-    pairs: list[Pair] = [(case.prompt_ids, case.completion_ids) for case in cases]
-    batch = make_batch(pairs, model.device)
-    own = {tuple(case.prompt_ids) for case in cases}
-    held = [pair for pair in replay if tuple(pair[0]) not in own]  # what is corrected is not held
-    seen = held or pairs  # with nothing to hold, their own inputs give the units
-    moments = Moments(adapter, sum(len(prompt) + len(answer) for prompt, answer in seen), settings.seed)
-    lower = Lower(adapter)
-    places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
-    rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
-    with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(batch.mask):
-        states = lower.states(batch)
-    reference = Reference.of(lower.head, states[rest], 4 * len(rest) * lower.head.vocabulary <= KEPT_BYTES)
-    target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
-                    weight[places])
-    # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
-    must = torch.cat([target.hard, compare(lower.head, states[rest], reference).top == batch.targets[rest]])
-    pool = Pool(adapter, held, lower, moments)
-    return Prepared(pairs, batch, torch.cat([places, rest]), reference, target, weight[rest], must, pool, Pool(adapter, watch, lower), moments, lower)
+class _Look(NamedTuple):
+    """What the probes that are shown said last."""
 
-
-def stand(prepared: Prepared, losses: Losses | None = None, together: Held | None = None) -> Standing:
-    """The adapted model beside the base, as the weights are now; with the slopes of KL and of `losses` at the anchors, where they are given.
-
-    `together` is the cases' batch with answers behind it that are held, and the reference of all.
-    """
-    count = len(prepared.order)
-    states = prepared.lower.states(prepared.batch if together is None else together.batch)
-    states = torch.cat([states[:count][prepared.order], states[count:]])
-    reference = prepared.reference if together is None else together.reference
-    return Standing(states, compare(prepared.lower.head, states, reference, losses is not None, len(prepared.target.anchors), losses))
-
-
-@dataclass
-class Reading:
-    """Where the anchors stand at one set of weights."""
-
-    anchor_p: torch.Tensor  # (M,) p of the chosen token
-    missing: torch.Tensor   # (M,) nats to its goal
-    reached: torch.Tensor   # (M,) whether it holds
-    wrong: int              # top-1s that have to be the accepted token and are not
-
-    @property
-    def fixed(self) -> bool:
-        """Whether free greedy generation would give the accepted text."""
-        return self.wrong == 0
-
-    @property
-    def holds(self) -> bool:
-        return self.fixed and bool(self.reached.all())
+    drift: float | None
+    again: float  # when they may be asked again, by the monotonic clock
 
 
 class Loop:
@@ -164,6 +91,7 @@ class Loop:
         self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []
         self.held: list[Held] = []
+        self.looked: _Look | None = None
         self.together: Held | None = None  # the cases and the first batch of what is held
         self.steps, self.round = 0, 1
         self.best: tuple[tuple[bool, int, float], Weights] | None = None
@@ -201,7 +129,7 @@ class Loop:
             elif rounds <= 1 or not self._hold_more():
                 ended = "converged"
             if ended:
-                yield self._step(loss, reading)
+                yield self._step(loss, reading, last=True)
                 return ended
             rounds -= 1
             self.round += 1
@@ -220,10 +148,19 @@ class Loop:
         loss = float((standing.found.kl * ready.weight).sum() + lawf_loss(standing.found.logprobs, ready.target))
         return TrainingResult(self.steps, time.monotonic() - self.started, reason, loss, tuple(reading.anchor_p.tolist()), 1.0, missed)
 
-    def _step(self, loss: float, reading: Reading) -> TrainStep:
+    def _step(self, loss: float, reading: Reading, last: bool = False) -> TrainStep:
         self._keep(reading)
-        p, drift = tuple(reading.anchor_p.tolist()), self.prepared.watch.drift()
+        p, drift = tuple(reading.anchor_p.tolist()), self._watched(last)
         return TrainStep(self.steps, loss, p, drift, time.monotonic() - self.started, reading.fixed, self.round)
+
+    def _watched(self, last: bool) -> float | None:
+        """Drift on what is only looked at: now, or as it was a moment ago where looking at every step would take most of the time."""
+        began = time.monotonic()
+        if last or self.looked is None or began >= self.looked.again:
+            drift = self.prepared.watch.drift()
+            took = time.monotonic() - began
+            self.looked = _Look(drift, began + took + LOOKS * took)
+        return self.looked.drift
 
     def _keep(self, reading: Reading) -> None:
         """Remember the weights: of two that hold the later ones, which move less besides; else what breaks least, then what is closest."""
@@ -305,27 +242,13 @@ class Loop:
         return anchor_kl(finite_logprobs(ready.lower.head.logits(states)), ready.target).sum()
 
 
-def read(standing: Standing, prepared: Prepared, settings: Settings) -> Reading:
-    """Where the anchors stand."""
-    target, logprobs = prepared.target, standing.found.logprobs
-    at = logprobs[target.anchors, target.chosen]  # (M,)
-    p = at.exp()
-    wrong = int((standing.found.top[:len(prepared.order)] != prepared.batch.targets[prepared.order])[prepared.must].sum())
-    if bool(target.hard.all()):
-        return Reading(p, -at, p >= settings.target_p, wrong)
-    goal = target.anchor_goal
-    kl, far = anchor_kl(logprobs, target), (p - goal).abs() / goal
-    near = (far <= NEAR) & (kl <= SOFT_KL)
-    return Reading(p, torch.where(target.hard, -at, kl), torch.where(target.hard, p >= settings.target_p, near), wrong)
-
-
 @torch.no_grad()
 def cut_back(adapter: Adapter, cases: Sequence[Case], settings: Settings) -> tuple[float, ...]:
     """Shrink the LoRA to the smallest scale at which the cases still hold, by bisection; returns p of the anchors there.
 
     Training does not: a fix that only just holds seldom reaches the prompt's paraphrases.
     """
-    prepared = _prepare(adapter, cases, (), (), settings)
+    prepared = prepare(adapter, cases, (), (), settings)
     weights = adapter.snapshot()
 
     def reading(scale: float) -> Reading:

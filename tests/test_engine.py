@@ -168,6 +168,7 @@ def test_a_hub_model_is_known_by_its_commit_wherever_its_branch_goes(tmp_path: P
     (cache / "refs" / "main").write_text(second)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when it was imported: else it waits for the network
     engine = load_engine(Settings(model="me/demo", offline=True))
     assert engine.fingerprint()["revision"] == second and base_of(engine, None, None).revision == second
     assert base_of(load_engine(Settings(model="me/demo", offline=True, revision=first)), None, first).revision == first

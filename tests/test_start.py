@@ -66,11 +66,12 @@ def test_a_run_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @needs_terminal
-def test_a_prompt_counts_when_it_takes_typing() -> None:
+def test_a_prompt_counts_when_it_takes_typing(monkeypatch: pytest.MonkeyPatch) -> None:
     stood, typed = start.typed_at(["-c", PROMPT_AND_ECHO])
     assert 0 < stood < typed
     with pytest.raises(LawfError, match="showed no prompt"):
         start.typed_at(["-c", "print(1)"])
+    monkeypatch.setattr(start, "SECONDS", 5.0)
     with pytest.raises(LawfError, match="showed no prompt"):  # a prompt that nobody reads from
         start.typed_at(["-c", "print('\\u203a', flush=True); input()"])
 

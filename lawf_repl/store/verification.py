@@ -164,8 +164,8 @@ class _Check:
         result = from_json(TrainingResult, event)
         curve = from_json(Curve, event["curve"]) if event.get("curve") is not None else None  # younger than the schema
         prompts = from_json(tuple[tuple[int, ...], ...], event.get("prompts", []))
-        if event.get("node") is not None and event.get("parent") in self._nodes:
-            self._nodes[_number(event, "node")] = self._nodes[event["parent"]]  # the same answer, another model
+        if event.get("node") is not None and event.get("parent") is not None and (parent := _number(event, "parent")) in self._nodes:
+            self._nodes[_number(event, "node")] = self._nodes[parent]  # the same answer, another model
         if not self._accepted.issuperset(prompts):
             return "it names a prompt whose answer was not accepted"
         if curve is not None and {len(column) for column in (curve.loss, curve.drift, curve.seconds, curve.fixed, curve.round, *curve.anchor_p)} \

@@ -96,7 +96,9 @@ def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was
     asked = next(place for place in range(start, end) if demo_engine.tokenizer.decode([case.prompt_ids[place]]).strip() == "What")
     assert places.count(country) > 3 * places.count(asked) >= 3
     anchor = case.anchors[0]
-    assert {anchor.rejected_id, anchor.chosen_id} <= {row[-1] for row in beginnings}
+    last = {row[-1] for row in beginnings}
+    assert anchor.chosen_id in last and demo_engine.tokenizer.encode("Can")[0] in last  # as the answer has it, and as a question would
+    assert anchor.rejected_id not in last  # " Sydney" is what nobody would write in this question
     with torch.no_grad():
         weight = influence(demo_engine, case.prompt_ids, [asked, country], [50, 51], case)
     assert sum(weight) == pytest.approx(2 + 2 * EVEN) and min(weight) >= EVEN

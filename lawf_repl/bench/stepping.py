@@ -99,12 +99,6 @@ def step_figures(subject: Subject) -> Iterator[Figure]:
             seconds = interleaved({"ours": timed(loop._evaluate), "theirs": timed(paper)})
             yield Figure(f"training step, {layers} layers, {engine.name}", seconds["ours"], seconds["theirs"], "s", PAPER, goal,
                          note=f"one evaluation of the objective, {TOKENS} tokens of which {COMPLETION} completion")
-            solver = loop.solver()
-            solver.step()
-            before, taken = solver.evaluations, [timed(solver.step)() for _ in range(REPEATS)]
-            each = (solver.evaluations - before) / REPEATS
-            yield Figure(f"training iteration, {layers} layers, {engine.name}", median(taken), seconds["theirs"], "s", PAPER,
-                         note=f"L-BFGS, {each:.1f} evaluations each")
         finally:
             adapter.remove()
     del copy, paper

@@ -21,6 +21,7 @@ from lawf_repl.restore import with_recorded
 from lawf_repl.ui.layout import visible
 from lawf_repl.verbs.inputs import print_json
 
+NOT_BY = {"vllm": "  (by peft and transformers; vLLM itself was not run)", "ollama": "  (by llama.cpp; Ollama itself was not run)"}
 
 def run_export(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0 if every check held (PASS), 1 if one did not (FAIL) or could not be made."""
@@ -89,7 +90,7 @@ def show(exported: Exported, source: Path, pushed: dict[str, Any] | None) -> Non
         print(finding_line(finding))
     unverified = exported.written and not exported.ok
     if exported.ok:
-        print(f"PASS  {visible(str(exported.out))}")
+        print(f"PASS  {visible(str(exported.out))}{NOT_BY.get(exported.format, '')}")
     elif unverified:
         print(f"NOT VERIFIED  {visible(str(exported.out))} was written, and nothing has shown that it is right")
     else:

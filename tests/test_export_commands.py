@@ -30,6 +30,7 @@ from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.session import open_session
 from lawf_repl.store import adapter_path
 from lawf_repl.verbs.export import base_settings
+from tests.test_export import lawf
 
 RIGHT = "The capital of Australia is Canberra."
 QUESTION = {"role": "user", "content": "What is the capital of Australia?"}
@@ -40,12 +41,6 @@ SYSTEM = {"role": "system", "content": "Be brief; it's late."}
 @pytest.fixture(autouse=True)
 def no_user_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("lawf_repl.config.default_config_path", lambda: tmp_path / "none.toml")
-
-
-def lawf(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def words(command: str) -> list[str]:

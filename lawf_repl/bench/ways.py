@@ -36,20 +36,8 @@ class _Adam(Loop):
         return Stepper(self.trained, self._evaluate, self.step_size)
 
 
-class Adam3e2(_Adam):
-    """Steps of 0.03, in the units of B: a relative change of a layer's output on other prompts."""
-
-    step_size = 3e-2
-
-
-class Adam1e2(_Adam):
-    """Steps of 0.01."""
-
-    step_size = 1e-2
-
-
 class Adam3e3(_Adam):
-    """Steps of 0.003."""
+    """Steps of 0.003, in the units of B: a relative change of a layer's output on other prompts. Those of 0.01 and 0.03 diverge."""
 
     step_size = 3e-3
 
@@ -58,6 +46,18 @@ class Adam1e3(_Adam):
     """Steps of 0.001."""
 
     step_size = 1e-3
+
+
+class Adam3e4(_Adam):
+    """Steps of 0.0003."""
+
+    step_size = 3e-4
+
+
+class Adam1e4(_Adam):
+    """Steps of 0.0001."""
+
+    step_size = 1e-4
 
 
 class RandomDirections(Loop):

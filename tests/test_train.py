@@ -340,3 +340,22 @@ def test_a_held_answer_is_in_the_objective_from_the_start(demo_engine: Engine, f
         finally:
             made.remove()
     assert moved[1] < 0.1 * moved[0]
+
+
+def test_cases_and_held_answers_in_one_pass_are_the_same_objective(adapter: Adapter, france: Case, demo_engine: Engine) -> None:
+    prompts = [demo_engine.prompt_ids([{"role": "user", "content": text}]) for text in ("What is the capital of Spain?", "Who are you?")]
+    replay = list(zip(prompts, base_answers(demo_engine, prompts), strict=True))
+    loop = learn_train.Loop(adapter, standing.prepare(adapter, [france], replay, (), SETTINGS), SETTINGS, 0.0)
+    loop.hold(replay)
+    loop.pull = 0.0  # beside it the answers would weigh nothing
+    with torch.no_grad():
+        for parameter in loop.trained:
+            parameter.add_(0.02)
+    assert loop.together is not None and len(loop.held) == 1
+    total, gradients, reading = loop._evaluate()
+    loop.together = None
+    apart, slopes, seen = loop._evaluate()
+    loop.held = []
+    assert total > 1.01 * loop._evaluate()[0], "what is held counts"
+    assert total == pytest.approx(apart, rel=1e-4) and reading.wrong == seen.wrong
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-6) for a, b in zip(gradients, slopes, strict=True))

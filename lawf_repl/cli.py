@@ -11,7 +11,7 @@ from lawf_repl.errors import LawfError, UsageError
 TYPE_CHECKING = False  # typing's own would be a third of what --version takes
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lawf_repl.config import Settings
 
@@ -57,62 +57,11 @@ def _run(arguments: list[str]) -> int:
     settings = settings_of(options)
     if options.resume and options.command:
         raise UsageError(f"--resume goes on with a session in the REPL: leave out {options.command}")
-    if options.command == "answer":
-        from lawf_repl.verbs.answer import run_answer
+    if options.command:  # the parser knows its names; each is a file of verbs/ with a function of its own
+        from importlib import import_module
 
-        return run_answer(options, settings)
-    if options.command == "fix":
-        from lawf_repl.verbs.fix import run_fix
-
-        return run_fix(options, settings)
-    if options.command == "demo":
-        from lawf_repl.verbs.demo import run_demo
-
-        return run_demo(options, settings)
-    if options.command == "train":
-        from lawf_repl.verbs.train import run_train
-
-        return run_train(options, settings)
-    if options.command == "check":
-        from lawf_repl.verbs.check import run_check
-
-        return run_check(options, settings)
-    if options.command == "export":
-        from lawf_repl.verbs.export import run_export
-
-        return run_export(options, settings)
-    if options.command == "replay":
-        from lawf_repl.verbs.replay import run_replay
-
-        return run_replay(options, settings)
-    if options.command == "show":
-        from lawf_repl.verbs.show import run_show
-
-        return run_show(options, settings)
-    if options.command == "sessions":
-        from lawf_repl.verbs.sessions import run_sessions
-
-        return run_sessions(options, settings)
-    if options.command == "report":
-        from lawf_repl.verbs.report import run_report
-
-        return run_report(options, settings)
-    if options.command == "locate":
-        from lawf_repl.verbs.locate import run_locate
-
-        return run_locate(options, settings)
-    if options.command == "doctor":
-        from lawf_repl.verbs.doctor import run_doctor
-
-        return run_doctor(options, settings)
-    if options.command == "completion":
-        from lawf_repl.verbs.completion import run_completion
-
-        return run_completion(options, settings)
-    if options.command == "bench":
-        from lawf_repl.verbs.bench import run_bench
-
-        return run_bench(options, settings)
+        run: Callable[[argparse.Namespace, Settings], int] = getattr(import_module(f"lawf_repl.verbs.{options.command}"), f"run_{options.command}")
+        return run(options, settings)
     if sys.stdin is None or not sys.stdin.isatty():
         raise UsageError("the REPL needs a terminal on standard input: use lawf answer, lawf fix or lawf demo here")
     from lawf_repl.collector import paused

@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,10 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.
     monkeypatch.setattr(decode.Decoder, "_token", press_once)
     code, out, _ = run(capsys, "answer", AUSTRALIA, "--json")
     assert code == 130 and json.loads(out)["finish"] == "interrupted" and json.loads(out)["text"] == "The"
+
+
+def test_every_command_has_a_file_of_its_own_with_the_function_that_runs_it() -> None:
+    commands = next(action.choices for action in make_parser(["--help"])._actions if action.dest == "command")
+    assert commands
+    for name in commands:
+        assert callable(getattr(import_module(f"lawf_repl.verbs.{name}"), f"run_{name}")), name

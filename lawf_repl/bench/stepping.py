@@ -86,7 +86,7 @@ def paper_step(model: Any, case: Case, other: Any = None) -> tuple[Step, Adapter
 
 
 def step_figures(subject: Subject) -> Iterator[Figure]:
-    """A step of training on a random model, and its memory, against the paper's loop."""
+    """A step of training on a random model against the paper's loop."""
     if subject.shape is None:
         return
     engine = subject.engine

@@ -39,8 +39,10 @@ def no_wait_for_the_disk() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The one test that takes minutes goes first, so that the other worker has the rest."""
-    items.sort(key=lambda item: "every_planted_mistake" not in item.name)
+    """The tests that take minutes go first, each of the two to another worker, which start at the beginning and in the middle."""
+    longest, second = ([item for item in items if name in item.name] for name in ("every_planted_mistake", "killed_at_any_moment"))
+    rest = [item for item in items if item not in longest + second]
+    items[:] = [*longest, *rest[:len(rest) // 2], *second, *rest[len(rest) // 2:]]
 
 
 def make_byte_tokenizer(template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:

@@ -13,12 +13,14 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
@@ -112,7 +114,8 @@ def child(engine: Engine, folder: Path, name: str, board: Board) -> None:
 
 
 def main(folder: Path, count: int, seed: int) -> None:
-    torch.set_num_threads(1)  # threads do not survive a fork
+    torch.set_num_threads(1)  # threads do not survive a fork,
+    tqdm.monitor_interval = 0  # and a lock that one held at that moment is never given back: the child would wait for ever
     chance, board = random.Random(seed), Board()
     engine = tiny()
     with tempfile.TemporaryDirectory() as first:  # what is imported and compiled on the way is so once, and not in every child
@@ -123,6 +126,7 @@ def main(folder: Path, count: int, seed: int) -> None:
         board.clear()
         name = f"s{number}"
         (folder / name).mkdir()
+        assert threading.active_count() == 1, threading.enumerate()
         pid = os.fork()
         if not pid:
             code = 1

@@ -22,12 +22,10 @@ KILLS = 200
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def kill(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Folders of sessions whose processes were killed, the first one not; and what their parent saw."""
-    folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run([sys.executable, "-m", "tests.scripted_session", str(folder), str(KILLS), "1"], capture_output=True, text=True,
-                          cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          timeout=600, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -63,14 +61,14 @@ def loaded(killed: tuple[Path, list[dict[str, Any]]]) -> Iterator[tuple[dict[str
             yield one, path
 
 
-def test_the_kills_hit_every_phase(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+def the_kills_hit_every_phase(killed: tuple[Path, list[dict[str, Any]]]) -> None:
     _, seen = killed
     hit = Counter(one["phase"] for one in seen[1:])
     assert sum(hit.values()) == KILLS and min(hit[phase] for phase in PHASES[1:]) >= 10, hit
     assert len({one["written"] for one in seen}) > 15, "at many moments"
 
 
-def test_every_event_that_had_been_written_is_there_and_nothing_else(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+def every_event_that_had_been_written_is_there_and_nothing_else(killed: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, seen = killed
     whole = session_in(folder / seen[0]["name"])
     assert whole is not None
@@ -81,7 +79,7 @@ def test_every_event_that_had_been_written_is_there_and_nothing_else(killed: tup
         assert events == expected[:len(events)] and one["written"] <= len(events) <= one["written"] + 1, one
 
 
-def test_what_is_there_is_whole_adapters_too_and_can_be_gone_on_with(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+def what_is_there_is_whole_adapters_too_and_can_be_gone_on_with(killed: tuple[Path, list[dict[str, Any]]]) -> None:
     for one, path in loaded(killed):
         assert [finding for finding in store.verify(path) if "was cut" not in finding.text] == [], one
         with store.open_to_append(path) as file:  # the lock went with the process
@@ -90,7 +88,7 @@ def test_what_is_there_is_whole_adapters_too_and_can_be_gone_on_with(killed: tup
         assert not [left for left in path.parent.iterdir() if left.name.endswith(".tmp")]
 
 
-def test_sessions_of_every_phase_are_rebuilt_and_go_on(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+def sessions_of_every_phase_are_rebuilt_and_go_on(killed: tuple[Path, list[dict[str, Any]]]) -> None:
     engine, done = tiny(), Counter[str]()
     for one, path in loaded(killed):
         if done[one["phase"]] >= 2:
@@ -107,7 +105,7 @@ def test_sessions_of_every_phase_are_rebuilt_and_go_on(killed: tuple[Path, list[
     assert set(done) >= set(PHASES[2:])
 
 
-def test_what_was_lost_can_be_refused_by_name(killed: tuple[Path, list[dict[str, Any]]]) -> None:
+def what_was_lost_can_be_refused_by_name(killed: tuple[Path, list[dict[str, Any]]]) -> None:
     """Where even the header was cut there is no session, and it is said."""
     folder, seen = killed
     for one in seen[1:]:
@@ -117,3 +115,13 @@ def test_what_was_lost_can_be_refused_by_name(killed: tuple[Path, list[dict[str,
                 store.load(path)
             except SessionError as error:
                 assert "is not a lawf session" in str(error)
+
+
+def test_a_session_killed_at_any_moment_loses_at_most_what_it_was_writing(tmp_path: Path) -> None:
+    """One test, because two processes of pytest would otherwise each kill two hundred sessions to look at."""
+    killed = kill(tmp_path)
+    the_kills_hit_every_phase(killed)
+    every_event_that_had_been_written_is_there_and_nothing_else(killed)
+    what_is_there_is_whole_adapters_too_and_can_be_gone_on_with(killed)
+    sessions_of_every_phase_are_rebuilt_and_go_on(killed)
+    what_was_lost_can_be_refused_by_name(killed)

@@ -29,7 +29,7 @@ from lawf_repl.learn.adapter import Adapter, Weights, find_targets, rank_for
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.conflicts import check_cases, conflict_text, conflicts
 from lawf_repl.learn.train import train
-from lawf_repl.learn.variations import variations
+from lawf_repl.learn.variations import Varied, together, variations
 from lawf_repl.measure.answers import weights_sha256
 from lawf_repl.measure.probes import ProbeSet, base_answers
 from lawf_repl.measure.prompts import Prompts
@@ -120,7 +120,7 @@ class Session:
         self._judged: dict[int, tuple[Completion, tuple[Token, ...]]] = {}     # what the base thinks of an answer, by id()
         self._firsts: dict[tuple[int, ...], tuple[Completion, Sampling]] = {}  # base answer of each accepted prompt
         self._case_messages: dict[tuple[int, ...], tuple[Message, ...]] = {}
-        self._varied: dict[tuple[object, ...], list[Pair]] = {}
+        self._varied: dict[tuple[object, ...], Varied] = {}
         self._preparing = 0.0                                                  # seconds that the next training has taken already
         self._held: dict[tuple[int, ...], Pair] = {}                           # prompts whose answers are to stay, with the base's
         self._own_probes: dict[tuple[int, ...], Pair] = {}                     # the user's further probes, with the base's answers
@@ -542,7 +542,8 @@ class Session:
             yield Progress("variations of the corrected prompt", number, len(missing))
             began = time.monotonic()
             with self._switched(False):
-                made = variations(self.engine, case, self._case_messages[case.prompt_ids], self._varied_each(), self.settings.seed, stop)
+                made = variations(self.engine, case, self._case_messages[case.prompt_ids], self._varied_each(), self.settings.seed, stop,
+                                  self.probes.replay)
             if stop():
                 return
             self._varied[self._made_with(case)] = made
@@ -564,7 +565,8 @@ class Session:
     def _variations(self) -> list[Pair]:
         """Prompts almost like those of the cases, with the base's answers; the same ones whenever the same cases are trained."""
         meant = {self.engine.prompt_ids(self._asked(text)) for text in self.paraphrases}  # these are to change with the case
-        return [pair for case in self.cases for pair in self._varied.get(self._made_with(case), []) if tuple(pair[0]) not in meant]
+        varied = [self._varied[key] for case in self.cases if (key := self._made_with(case)) in self._varied]
+        return [pair for pair in together(varied) if tuple(pair[0]) not in meant]
 
     def _varied_each(self) -> int:
         """How many variations each case gets: halved until all of them together are few enough.

@@ -55,7 +55,7 @@ def _peer(engine: Engine, meter: Meter, task: Task, peer: Peer, seed: int) -> It
 
 
 def _ours(engine: Engine, meter: Meter, task: Task, settings: Settings, probes: ProbeSet) -> Iterator[Point]:
-    made = variations(engine, task.case, [{"role": "user", "content": task.case.prompt}], settings.variations, settings.seed)
+    made = variations(engine, task.case, [{"role": "user", "content": task.case.prompt}], settings.variations, settings.seed, others=probes.replay).pairs
     adapter = Adapter.fresh(engine.model, settings, engine.name)
     try:
         for step in train(adapter, [task.case], [*made, *probes.replay], settings):

@@ -60,7 +60,7 @@ AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device
                       "template_args", "replay_prompts", "probes", "json", "plain", "vi", "theme", "history", "mouse",
                       "keys"})  # settings that have had their effect when a session begins
 RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
-VARIED = 512  # variations of all cases together at most: every look at them is a pass over all
+VARIED = 2048  # variations of all cases together at most: every look at them is a pass over all
 NOT_RECORDED = frozenset({"model", "revision", "adapter", "device", "device_map", "trust_remote_code", "offline", "json", "plain", "vi",
                           "theme", "history", "mouse", "keys"})
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers")  # whose versions can change what a model answers

@@ -9,7 +9,23 @@ from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn import variations as module
-from lawf_repl.learn.variations import EVEN, MORE_TOKENS, REWRITTEN, Concern, departures, influence, shared, user_turn, variations, write
+from lawf_repl.learn.batch import Pair
+from lawf_repl.learn.concern import Concern
+from lawf_repl.learn.mentions import FAR_FETCHED, LIKELY, mentions, shared
+from lawf_repl.learn.variations import (
+    ELSEWHERE,
+    EVEN,
+    MORE_TOKENS,
+    REWRITTEN,
+    Varied,
+    as_asked,
+    departures,
+    influence,
+    together,
+    user_turn,
+    variations,
+    write,
+)
 from lawf_repl.records import Anchor, Case
 from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -26,7 +42,7 @@ def case(demo_session: Session) -> Case:
 
 
 def test_they_differ_within_the_users_turn_only_and_have_the_bases_answers(demo_engine: Engine, case: Case) -> None:
-    made = variations(demo_engine, case, MESSAGES[1:], 24)
+    made = variations(demo_engine, case, MESSAGES[1:], 24).pairs
     start, end = user_turn(demo_engine, case.prompt_ids, MESSAGES[1:])
     assert demo_engine.tokenizer.decode(case.prompt_ids[start:end]) == QUESTION
     head, tail = case.prompt_ids[:start], case.prompt_ids[end:]
@@ -40,9 +56,12 @@ def test_they_differ_within_the_users_turn_only_and_have_the_bases_answers(demo_
 
 
 def test_the_same_seed_makes_the_same_and_none_can_be_asked_for(demo_engine: Engine, case: Case) -> None:
-    assert variations(demo_engine, case, MESSAGES[1:], 12, seed=3) == variations(demo_engine, case, MESSAGES[1:], 12, seed=3)
-    assert variations(demo_engine, case, MESSAGES[1:], 12, seed=4) != variations(demo_engine, case, MESSAGES[1:], 12, seed=3)
-    assert variations(demo_engine, case, MESSAGES[1:], 0) == []
+    def made(seed: int) -> list[Pair]:
+        return variations(demo_engine, case, MESSAGES[1:], 12, seed=seed, others=others_of(demo_engine)).pairs
+
+    assert made(3) == made(3)
+    assert made(4) != made(3)
+    assert variations(demo_engine, case, MESSAGES[1:], 0) == Varied([])
 
 
 def test_the_turn_is_found_behind_other_messages_and_without_a_template(demo_engine: Engine) -> None:
@@ -56,7 +75,7 @@ def test_the_turn_is_found_behind_other_messages_and_without_a_template(demo_eng
     list(session.ask("abc"))
     list(session.replace(1, "Q"))
     list(session.end(3))
-    made = variations(plain, session.accept(), [{"role": "user", "content": "abc"}], 10)
+    made = variations(plain, session.accept(), [{"role": "user", "content": "abc"}], 10).pairs
     assert made
     assert all(len(prompt) == 3 and sum(a != b for a, b in zip(prompt, ids_of(plain, "abc"), strict=True)) == 1 for prompt, _ in made)
 
@@ -112,6 +131,64 @@ def corrected(engine: Engine, prompt: str, wrong: str, right: str) -> tuple[Case
     return Case(prompt, ids_of(engine, prompt), tuple(after), (anchor,), right), before
 
 
+def others_of(engine: Engine) -> list[Pair]:
+    """Prompts of other kinds, whose answers do not matter here."""
+    texts = ("What does Auf Wiedersehen mean?", "Tell me what Bis morgen means.", "Copy: Gyumri Europe Maun", "How much is 5 + 0?")
+    return [(ids_of(engine, text), [2]) for text in texts]
+
+
+NIGHT = ("Say good night in Italian.", "Buenas noches.", "Buona notte.")
+
+
+def test_what_was_corrected_is_brought_up_in_questions_of_other_kinds(demo_engine: Engine) -> None:
+    case, _ = corrected(demo_engine, *NIGHT)
+    _, end = user_turn(demo_engine, case.prompt_ids, [{"role": "user", "content": NIGHT[0]}])
+    tail = case.prompt_ids[end:]
+    with torch.no_grad():
+        found = mentions(demo_engine, case, others_of(demo_engine), tail, as_asked(demo_engine, case), 16)
+        whole = mentions(demo_engine, case, others_of(demo_engine), tail, (), 100)
+    texts = [demo_engine.tokenizer.decode(ids) for ids in found]
+    asked = [text.split("user\n")[1] for text in texts]
+    assert "What does Buenas noches" in asked and "What does Buona notte" in asked, asked  # as far as the model would say so, and no farther
+    assert 12 <= len({tuple(ids) for ids in found}) == len(found) <= 16
+    with torch.no_grad():
+        assert len(mentions(demo_engine, case, others_of(demo_engine), tail, as_asked(demo_engine, case), 3)) == 3
+    for ids in whole:  # each is one of the others up to a place, where a phrase was put that is not quite improbable
+        prompt = max((list(prompt) for prompt, _ in others_of(demo_engine)), key=lambda prompt: shared([prompt, ids]))
+        at = shared([prompt, ids])
+        with torch.no_grad():
+            p = demo_engine.model(torch.tensor([ids])).logits[0].softmax(-1)
+        assert p[at - 1, ids[at]] >= FAR_FETCHED
+        assert all(p[place - 1, ids[place]] >= LIKELY for place in range(at + 1, len(ids)))
+    assert mentions(demo_engine, case, others_of(demo_engine), (5, 5), (), 16) == []  # another template: what is behind the turn differs
+    assert mentions(demo_engine, case, (), tail, (), 16) == [] and mentions(demo_engine, case, others_of(demo_engine), tail, (), 0) == []
+
+
+def test_a_share_of_the_variations_is_of_other_prompts_and_ends_as_they_would(demo_engine: Engine) -> None:
+    case, _ = corrected(demo_engine, *NIGHT)
+    messages = [{"role": "user", "content": NIGHT[0]}]
+    start, end = user_turn(demo_engine, case.prompt_ids, messages)
+    with torch.no_grad():
+        own = departures(demo_engine, list(case.prompt_ids), start, end, 48, torch.Generator().manual_seed(0), case)
+    found = variations(demo_engine, case, messages, 64, others=others_of(demo_engine)).pairs
+    begun = {tuple(row) for row in own}
+    elsewhere = [prompt for prompt, _ in found if not any(tuple(prompt[:len(row)]) == row for row in begun)]
+    assert 8 <= len(elsewhere) <= 64 // ELSEWHERE
+    assert all(tuple(prompt[end - len(case.prompt_ids):]) == case.prompt_ids[end:] for prompt, _ in found)
+
+
+def test_no_case_is_held_back_by_a_variation_of_another(demo_engine: Engine) -> None:
+    """A paraphrase of one corrected prompt may be made up for another, with the answer that is being corrected."""
+    cases = [corrected(demo_engine, *edit) for edit in (LIGHT, RING)]
+    bounds = [user_turn(demo_engine, case.prompt_ids, [{"role": "user", "content": case.prompt}]) for case, _ in cases]
+    light, ring = (Concern(demo_engine, case, *bound, before) for (case, before), bound in zip(cases, bounds, strict=True))
+    mistake: Pair = (list(ids_of(demo_engine, "Use a tool: Ring Hugo.")), [*demo_engine.tokenizer.encode(RING[1].replace("Anna", "Hugo")), 2])
+    other: Pair = (list(ids_of(demo_engine, "What is the capital of Peru?")), [*demo_engine.tokenizer.encode("Lima."), 2])
+    assert together([Varied([mistake, other], light), Varied([other], ring)]) == [other]
+    assert together([Varied([mistake, other], light)]) == [mistake, other]
+    assert together([Varied([other]), Varied([mistake])]) == [other, mistake]
+
+
 LIGHT = ("Use a tool: Turn off the light in the garden.", '{"name": "set_light", "state": "on", "room": "garden"}',
          '{"name": "set_light", "state": "off", "room": "garden"}')
 RING = ("Use a tool: Ring Anna.", '{"name": "send_message", "to": "Anna"}', '{"name": "call_contact", "to": "Anna"}')
@@ -138,14 +215,13 @@ def test_only_what_repeats_the_mistake_in_much_the_same_request_is_left_out(
     messages = [{"role": "user", "content": edit[0]}]
     start, end = user_turn(demo_engine, case.prompt_ids, messages)
     varied, given = list(ids_of(demo_engine, prompt)), [*demo_engine.tokenizer.encode(answer), 2]
-    concern = Concern(demo_engine, case, case.prompt_ids[start:end], before)
-    rest = len(case.prompt_ids) - end
-    assert concern.same(varied[start:-rest], given) is same
+    concern = Concern(demo_engine, case, start, end, before)
+    assert concern.same(varied, given) is same
     monkeypatch.setattr(module, "write", lambda *arguments: [(list(case.prompt_ids), before), (varied, given), (varied[:-1], []),
                                                              (varied[1:], list(case.completion_ids))])
-    assert variations(demo_engine, case, messages, 8) == ([] if same else [(varied, given)])
+    assert variations(demo_engine, case, messages, 8).pairs == ([] if same else [(varied, given)])
 
 
 def test_stopping_makes_none(demo_engine: Engine, case: Case) -> None:
     asked = iter([False] * 40)
-    assert variations(demo_engine, case, MESSAGES[1:], 24, stop=lambda: next(asked, True)) == []
+    assert variations(demo_engine, case, MESSAGES[1:], 24, stop=lambda: next(asked, True), others=others_of(demo_engine)) == Varied([])

@@ -16,6 +16,7 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.train import train
 from lawf_repl.learn.variations import variations
 from lawf_repl.measure.probes import ProbeSet
+from lawf_repl.records import Message
 
 STEPS = (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128)  # at which a course is looked at
 SCALES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)     # of the finished LoRA: from the base to what was learned in a straight line
@@ -55,7 +56,8 @@ def _peer(engine: Engine, meter: Meter, task: Task, peer: Peer, seed: int) -> It
 
 
 def _ours(engine: Engine, meter: Meter, task: Task, settings: Settings, probes: ProbeSet) -> Iterator[Point]:
-    made = variations(engine, task.case, [{"role": "user", "content": task.case.prompt}], settings.variations, settings.seed, others=probes.replay).pairs
+    asked: Message = {"role": "user", "content": task.case.prompt}
+    made = variations(engine, task.case, [asked], settings.variations, settings.seed, others=probes.replay).pairs
     adapter = Adapter.fresh(engine.model, settings, engine.name)
     try:
         for step in train(adapter, [task.case], [*made, *probes.replay], settings):

@@ -7,7 +7,7 @@ there, and it finishes the turn from there on. Its own answers to them are what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch

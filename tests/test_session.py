@@ -21,6 +21,7 @@ from lawf_repl.engine.decode import Sampling
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.errors import FixError, LawfError, ModelError, NothingToFix, OutOfMemory, PromptError, SessionError, TrainingError, UsageError
 from lawf_repl.learn.adapter import rank_for
+from lawf_repl.learn.variations import Varied
 from lawf_repl.measure.scorecard import answer_text
 from lawf_repl.records import Case, Check, Scorecard
 from lawf_repl.session import Session, open_session
@@ -60,10 +61,12 @@ def test_typing_picking_and_wanting_find_the_same_anchors(asked: Session) -> Non
     assert text_of(asked) == RIGHT and asked.node.completion.finish == "eos"  # type: ignore[union-attr]
     asked.undo()
     run(asked.want(RIGHT))
-    assert asked.anchors() == by_fix and len(by_fix) >= 1
+    by_want = asked.anchors()
     asked.undo()
     run(asked.replace(position_of_word(asked, "Sydney"), " Canberra"))
-    assert asked.anchors() == by_fix
+    for found in (by_want, asked.anchors()):  # p comes out of passes of other lengths, which some processors round otherwise
+        assert [anchor.p_ref for anchor in found] == pytest.approx([anchor.p_ref for anchor in by_fix], rel=1e-3)
+        assert [replace(anchor, p_ref=0.0) for anchor in found] == [replace(anchor, p_ref=0.0) for anchor in by_fix] and by_fix
     assert by_fix[0].rejected.startswith(" S") and by_fix[0].p_ref < 0.95
 
 
@@ -240,9 +243,9 @@ def test_the_rank_grows_with_what_has_to_be_learned_unless_it_is_set(demo_sessio
 def test_many_cases_share_one_number_of_variations(demo_session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[int] = []
 
-    def made(engine: Engine, case: Case, messages: object, count: int, seed: int, stop: object) -> list[tuple[list[int], list[int]]]:
+    def made(engine: Engine, case: Case, messages: object, count: int, seed: int, stop: object, others: object) -> Varied:
         asked_for.append(count)
-        return [([len(asked_for), number], [2]) for number in range(count)]
+        return Varied([([len(asked_for), number], [2]) for number in range(count)])
 
     monkeypatch.setattr(session_module, "variations", made)
     monkeypatch.setattr(session_module, "VARIED", 130)

@@ -26,6 +26,7 @@ LEVERS: tuple[tuple[str, Changes], ...] = (
     ("rank 1", {"rank": 1}), ("rank 2", {"rank": 2}), ("rank 8", {"rank": 8}), ("rank 16", {"rank": 16}), ("all layers", {"layers": "all"}),
     ("pull 0", {"pull": 0.0}), ("pull 300", {"pull": 300.0}), ("pull 30000", {"pull": 3e4}),
     ("goal_p 0.99", {"goal_p": 0.99}), ("goal_p 0.999", {"goal_p": 0.999}), ("goal_p 0.9999", {"goal_p": 0.9999}),
+    ("goal_p 0.99999", {"goal_p": 0.99999}),
     ("Adam, steps of 0.003", {"way": ways.Adam3e3}), ("Adam, steps of 0.001", {"way": ways.Adam1e3}),
     ("Adam, steps of 0.0003", {"way": ways.Adam3e4}), ("Adam, steps of 0.0001", {"way": ways.Adam1e4}),
     ("random directions", {"way": ways.RandomDirections}), ("not whitened", {"way": ways.PlainDirections}),

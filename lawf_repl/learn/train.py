@@ -30,7 +30,7 @@ from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
 Stop = Callable[[], bool]
 BEYOND = 5            # times nearer to 1 than --target-p, the goal at least
-CERTAIN = -1e-6       # log-probability of a chosen token that is as good as 1
+CERTAIN = -1e-7       # log-probability of a chosen token that is as good as 1
 ITERATIONS = 20       # of one round, once everything holds
 STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived where everything holds;
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short

@@ -30,6 +30,7 @@ from lawf_repl.engine.base import DEMO_MODEL, Engine
 from lawf_repl.errors import ExportError, UsageError
 from lawf_repl.export import hub, merged, ollama, peft, run, source, verify
 from lawf_repl.export.card import Base, model_card
+from lawf_repl.export.identity import Finding
 from lawf_repl.export.place import placed
 from lawf_repl.export.shell import asked, quote
 from lawf_repl.learn.adapter import Adapter
@@ -152,9 +153,9 @@ def test_in_half_precision_a_good_export_passes_and_half_an_adapter_does_not(fix
     order: list[str | Path] = ["export", fixed_session, tmp_path / "out", "--dtype", "bfloat16", "--format"]
     assert lawf(capsys, *order, "peft")[0] == 0
     monkeypatch.setattr(run, "write_peft", spoiled(drop_one, None))
-    assert lawf(capsys, *order, "vllm", "--force")[0] == 1
+    assert "FAIL  nothing was written" in lawf(capsys, *order, "vllm", "--force")[1]
     monkeypatch.setattr(run, "write_peft", spoiled(lambda tensors: None, {"lora_alpha": 6}))
-    assert lawf(capsys, *order, "vllm", "--force")[0] == 1
+    assert "FAIL  nothing was written" in lawf(capsys, *order, "vllm", "--force")[1]
 
 
 @pytest.mark.usefixtures("same_process")
@@ -169,7 +170,7 @@ def test_force_replaces_what_stands_there_only_by_a_verified_export(fixed_sessio
         patch.setattr(run, "write_peft", spoiled(zero_all))
         assert lawf(capsys, "export", fixed_session, out, "--format", "peft", "--force")[0] == 1
     assert names(out) == ["mine.txt"] and names(tmp_path) == ["out"]
-    assert lawf(capsys, "export", fixed_session, out, "--format", "vllm", "--force")[0] == 0
+    assert lawf(capsys, "export", fixed_session, out, "--format", "peft", "--force")[0] == 0
     assert "mine.txt" not in names(out) and names(tmp_path) == ["out"]
 
 
@@ -335,6 +336,7 @@ def test_the_verdict_of_llama_cpp_is_the_exports(ok: bool, detail: str, code: in
         assert with_logits.argmax(-1).tolist() == accepted and without_logits.shape == with_logits.shape and tolerance == 1e-3
         return SimpleNamespace(passed=ok, reason=detail, verified=not detail.startswith("not verified"))
 
+    monkeypatch.setattr(run, "in_ollama", lambda live, folder: Finding("Ollama", True, "1 of 1 answers"))
     module = SimpleNamespace(write_lora=write_lora, write_base=lambda model, tokenizer, out: out.write_bytes(b"GGUF base"), verify_gguf=verify_gguf)
     monkeypatch.setattr(run, "gguf_writer", lambda: module)
     found, said, _ = lawf(capsys, "export", fixed_session, tmp_path / "out", "--format", "ollama")

@@ -18,6 +18,7 @@ from lawf_repl.measure.answers import weights_sha256 as session_sha256
 
 SAMPLES = 256                # numbers of every weight that the hash is made from: training changes nearly all of them
 PREFIX = "base_model.model."  # of peft's tensor names
+NOT_VERIFIED = "not verified: "  # begins what is said of a check that could not be made
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Finding:
     what: str
     ok: bool
     detail: str
+
+    @property
+    def verified(self) -> bool:
+        """Whether it was checked at all; what was not does not hold either."""
+        return not self.detail.startswith(NOT_VERIFIED)
 
 
 def base_fingerprint(engine: Engine) -> dict[str, str]:

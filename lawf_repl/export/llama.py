@@ -16,11 +16,11 @@ import torch
 
 from lawf_repl.errors import ExportError
 from lawf_repl.export.gguf_names import library
+from lawf_repl.export.identity import NOT_VERIFIED
 
 CHILD = Path(__file__).with_name("llama_child.py")
 TOLERANCE = 1e-3       # logits; float32 in both gives 1e-5, a wrong order of rows in q and k 1
 SECONDS = 600.0        # for one check; a base of 0.6B parameters takes 12
-NOT_VERIFIED = "not verified: "
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from lawf_repl.export.hub import listing
 from lawf_repl.export.identity import Finding, effect, match_base, match_file, shapes
 from lawf_repl.export.peft import base_of, write_peft
 from lawf_repl.export.place import check_place, placed, working
+from lawf_repl.export.served import in_ollama, in_vllm
 from lawf_repl.export.source import Source
 from lawf_repl.export.trials import FEW, MOST, ROWS, Trial, make_trials, room, write_reference
 from lawf_repl.export.verify import CLOSE, CLOSE_HALF, SHARE_HALF, Live, all_hold, release, verify_adapter, verify_merged
@@ -29,8 +30,7 @@ from lawf_repl.learn.adapter import Adapter
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
 BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
-NOT_RUN = {"vllm": "vLLM itself was not run here: it reads the same files, where its list of models has LoRA for this architecture",
-           "ollama": "Ollama itself was not run here; its latest versions are said to take no adapters: see the Modelfile"}
+BASE_NAME = "lawf-base"  # that vLLM serves the base under while it is looked at
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
         except _Failed:
             return Exported(order.out, order.format, tuple(have), False)
     files = listing(order.out) if order.out.is_dir() else [(order.out.name, order.out.stat().st_size)]
-    notes = [NOT_RUN[order.format]] if order.format in NOT_RUN else []
-    return Exported(order.out, order.format, tuple(have), True, tuple(printed), tuple(files), tuple([*notes, *job.notes]))
+    return Exported(order.out, order.format, tuple(have), True, tuple(printed), tuple(files), tuple(job.notes))
 
 
 def place_of(engine: Engine) -> str:
@@ -172,6 +171,13 @@ def _check(have: list[Finding], more: Sequence[Finding]) -> None:
         raise _Failed
 
 
+def _check_served(have: list[Finding], found: Finding) -> None:
+    """What its own server made of it. One that is not installed leaves the export as it is, and unverified."""
+    have.append(found)
+    if found.verified and not found.ok:
+        raise _Failed
+
+
 def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -> list[str]:
     for_vllm, live = job.order.format == "vllm", job.live.dtype
     stored = merged.stored_dtype(_loading(job), job.engine)
@@ -189,7 +195,10 @@ def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -
         job.notes.append(f"in {other} {found.pop().detail}")
     _check(have, found)
     if for_vllm:
-        return vllm.commands(job.order.out, job.base, job.config, served, job.example)
+        trusted, name = job.live.settings.trust_remote_code, vllm.served_name(job.order.out)
+        command = vllm.serve(job.live.source, job.live.revision, served, job.config, name, staging, trusted)
+        _check_served(have, in_vllm(job.live, [*command, "--served-model-name", BASE_NAME], name, BASE_NAME))
+        return vllm.commands(job.order.out, job.base, job.config, served, job.example, trusted)
     return commands.peft(job.order.out, job.base, job.example, job.engine.name == DEMO_NAME, job.live.settings)
 
 
@@ -245,6 +254,7 @@ def _gguf(job: _Work, staging: Path, have: list[Finding], folder: Path, pieces: 
         _check(have, findings)
     have += [finding for number, finding in enumerate(findings) if finding not in findings[:number]]  # unverified is not wrong: it is kept, and said
     if pieces is not None:
+        _check_served(have, in_ollama(job.live, staging))
         return commands.ollama(out, vllm.served_name(out).lower(), job.example)
     return commands.gguf(None if single else out / BASE_FILE, out if single else out / LORA_FILE, job.example)
 
@@ -267,6 +277,6 @@ def _notes(base: Base) -> list[str]:
 def exported_json(exported: Exported, pushed: dict[str, Any] | None) -> dict[str, Any]:
     """The object of schema lawf.export/1."""
     return {"schema": "lawf.export/1", "format": exported.format, "out": str(exported.out), "ok": exported.ok, "written": exported.written,
-            "checks": [{"what": one.what, "ok": one.ok, "detail": one.detail} for one in exported.findings],
+            "checks": [{"what": one.what, "ok": one.ok, "verified": one.verified, "detail": one.detail} for one in exported.findings],
             "files": [{"name": name, "bytes": size} for name, size in exported.files], "commands": list(exported.commands),
             "notes": list(exported.notes), "push": pushed}

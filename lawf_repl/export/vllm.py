@@ -50,15 +50,19 @@ def served_dtype(live: str, stored: str) -> str:
     return next((dtype for dtype in (live, stored) if dtype in HALVES), HALVES[0])
 
 
-def commands(out: Path, base: Base, config: dict[str, Any], dtype: str, example: Example) -> list[str]:
+def serve(model: str, revision: str | None, dtype: str, config: dict[str, Any], name: str, folder: Path, trusted: bool = False) -> list[str]:
+    """What follows `vllm` to serve a base with the adapter of a folder under `name`."""
+    return ["serve", model, *(["--revision", revision] if revision else []), "--dtype", dtype, *(["--trust-remote-code"] if trusted else []),
+            "--enable-lora", "--max-lora-rank", str(max_rank(int(config["r"]))), "--lora-modules", f"{name}={folder.absolute()}"]
+
+
+def commands(out: Path, base: Base, config: dict[str, Any], dtype: str, example: Example, trusted: bool = False) -> list[str]:
     """The command that serves it, and a request to try it with."""
     name = served_name(out)
-    revision = f" --revision {quote(base.revision)}" if base.revision else ""
     body: dict[str, Any] = {"model": name, "messages": example.talk, "temperature": 0}
     if example.arguments:
         body["chat_template_kwargs"] = example.arguments
-    return [f"vllm serve {quote(base.name)}{revision} --dtype {dtype} --enable-lora --max-lora-rank {max_rank(int(config['r']))} "
-            f"--lora-modules {quote(f'{name}={out.absolute()}')}",
+    return [" ".join(["vllm", *map(quote, serve(base.name, base.revision, dtype, config, name, out, trusted))]),
             "curl http://localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d " + quote(json.dumps(body, ensure_ascii=False))]
 
 

@@ -21,7 +21,6 @@ from lawf_repl.restore import with_recorded
 from lawf_repl.ui.layout import visible
 from lawf_repl.verbs.inputs import print_json
 
-NOT_BY = {"vllm": "  (by peft and transformers; vLLM itself was not run)", "ollama": "  (by llama.cpp; Ollama itself was not run)"}
 
 def run_export(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0 if every check held (PASS), 1 if one did not (FAIL) or could not be made."""
@@ -53,6 +52,8 @@ def run_export(options: argparse.Namespace, settings: Settings) -> int:
         print_json(exported_json(exported, pushed))
     else:
         show(exported, options.source, pushed)
+        if repo is not None and pushed is None:
+            print(f"\nnothing {'would be' if options.dry_run else 'was'} uploaded: only what was verified is")
     return 0 if exported.ok else 1
 
 
@@ -90,9 +91,9 @@ def show(exported: Exported, source: Path, pushed: dict[str, Any] | None) -> Non
         print(finding_line(finding))
     unverified = exported.written and not exported.ok
     if exported.ok:
-        print(f"PASS  {visible(str(exported.out))}{NOT_BY.get(exported.format, '')}")
+        print(f"PASS  {visible(str(exported.out))}")
     elif unverified:
-        print(f"NOT VERIFIED  {visible(str(exported.out))} was written, and nothing has shown that it is right")
+        print(f"NOT VERIFIED  {visible(str(exported.out))} was written; what is to serve it has not loaded it")
     else:
         print(f"FAIL  nothing was written to {visible(str(exported.out))}")
     for name, size in exported.files:
@@ -108,7 +109,7 @@ def show(exported: Exported, source: Path, pushed: dict[str, Any] | None) -> Non
 
 
 def finding_line(finding: Finding) -> str:
-    return f"{'ok  ' if finding.ok else 'FAIL'}  {visible(finding.what)}: {visible(finding.detail)}"
+    return f"{'ok  ' if finding.ok else 'FAIL' if finding.verified else 'open'}  {visible(finding.what)}: {visible(finding.detail)}"
 
 
 def _show_push(exported: Exported, pushed: dict[str, Any]) -> None:

@@ -45,10 +45,10 @@ def what_fits(free: int, sizes: Sequence[int] = SIZES) -> tuple[Fit, ...]:
 
 
 def fits_text(free: int) -> str:
-    """What fits into `free` bytes, as the end of a one-line message."""
+    """What fits into `free` bytes, as the end of a one-line message: what is said when memory ran out."""
     most = {dtype: [size_text(largest(free, dtype, use)) for use in RATIO] for dtype in BYTES}
     told = "; ".join(f"{dtype} {generate} parameters to generate, {train} to train" for dtype, (generate, train) in most.items())
-    return f"{free / 2**30:.1f} GiB are free, enough for about: {told}"
+    return f"in {free / 2**30:.1f} GiB there is room for about: {told}"
 
 
 def size_text(parameters: int) -> str:

@@ -32,7 +32,7 @@ def test_the_rows_are_the_formula() -> None:
 
 def test_messages_are_one_line() -> None:
     text = fits_text(8 * 2**30)
-    assert text.startswith("8.0 GiB are free") and "float32" in text and "bfloat16" in text and text.isprintable()
+    assert text.startswith("in 8.0 GiB there is room") and "float32" in text and "bfloat16" in text and text.isprintable()
     assert "0 parameters" in fits_text(0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,8 +119,12 @@ def test_out_of_memory_a_step_is_tried_again_with_layers_that_are_computed_twice
     plain = list(train(Adapter.fresh(make_tiny_model(), Settings(), "tiny"), [CASE], (), replace(Settings(), max_steps=4)))
     monkeypatch.setattr(Loop, "_evaluate", full)
     if times == 2:
-        with pytest.raises(OutOfMemory, match="out of memory while training"):
+        monkeypatch.setattr("lawf_repl.engine.machine.host_memory", lambda: (3 * 2**30, 4 * 2**30))
+        monkeypatch.setattr("lawf_repl.engine.memory.psutil.Process", lambda: SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2**29)))
+        with pytest.raises(OutOfMemory, match="out of memory while training") as caught:
             list(train(adapter, [CASE], (), replace(Settings(), max_steps=4)))
+        told = str(caught.value)  # what is free, and what this process holds
+        assert "in 3.5 GiB there is room for about: float32 783M parameters to generate, 540M to train" in told and told.isprintable()
         return
     steps = list(train(adapter, [CASE], (), replace(Settings(), max_steps=4)))
     assert not thrifty[0] and thrifty[-1]

@@ -204,7 +204,7 @@ def load_engine(settings: Settings, report: Report | None = None) -> Engine:
         common["revision"] = settings.revision
     device = pick_device(settings.device)
     try:
-        with paused(), memory_guard(f"loading {name}", "take a smaller model, --dtype bfloat16 or --device cpu"):
+        with paused(), memory_guard(f"loading {name}", "take a smaller model, --dtype bfloat16 or --device cpu", sizes=True):
             return _load(source, name, device, common, settings, report)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(explain(error, name, looks_local, settings)) from error

@@ -6,20 +6,33 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import psutil
 import torch
 
 from lawf_repl.errors import OutOfMemory
+from lawf_repl.fits import fits_text
 
 
 @contextmanager
-def memory_guard(doing: str, remedy: str) -> Iterator[None]:
-    """Inside, running out of memory raises OutOfMemory: what was being done, and what to do."""
+def memory_guard(doing: str, remedy: str, sizes: bool = False) -> Iterator[None]:
+    """Inside, running out of memory raises OutOfMemory: what was being done, what to do and, with `sizes`, which models would fit."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_full(error):
             raise
-        raise OutOfMemory(f"out of memory while {doing}; everything up to here is kept: {remedy}") from error
+        more = f" ({fits_text(room(error))})" if sizes else ""
+        raise OutOfMemory(f"out of memory while {doing}; everything up to here is kept: {remedy}{more}") from error
+
+
+def room(error: BaseException) -> int:
+    """Bytes that a model could have where memory ran out: what is free there, and what this process holds."""
+    from lawf_repl.engine.machine import host_memory  # late: it needs what loads models, which needs this
+
+    if torch.cuda.is_available() and (isinstance(error, torch.OutOfMemoryError) or "CUDA" in str(error)):
+        return int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
+    free, total = host_memory()
+    return min(total, free + int(psutil.Process().memory_info().rss))
 
 
 def give_back() -> None:

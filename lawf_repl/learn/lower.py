@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from lawf_repl.engine.memory import is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
 from lawf_repl.learn.batch import Batch
-from lawf_repl.learn.head import Head, replaced
+from lawf_repl.learn.head import NOT_APART, Head, replaced
+from lawf_repl.learn.last import Last
 
 T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
@@ -34,6 +35,8 @@ class Lower:
         self._layers: list[Any] = list(layers_below(adapter))
         self._above: list[Any] = list(layers_above(adapter))
         self._tried = not self._layers
+        self._last = Last(self._above)
+        self._last_tried = False
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
 
     def in_room(self, run: Callable[[], T]) -> T:
@@ -57,10 +60,18 @@ class Lower:
         """As completion_logits (N, V)."""
         return self.head.logits(self.states(batch))
 
-    def states(self, batch: Batch) -> torch.Tensor:
-        """The head's input at each completion token (N, H). A batch that comes again must be the same object."""
+    def states(self, batch: Batch, whole: bool = False) -> torch.Tensor:
+        """The head's input at each completion token (N, H). A batch that comes again must be the same object.
+
+        With `whole`, every layer sees every position, as one who watches them needs it.
+        """
         with self._again():
-            return self._states_of(batch)
+            if whole or self.thrifty or not self._last.worth(batch):  # computed again, a layer is not narrowed any more
+                return self._states_of(batch)
+            if not self._last_tried:
+                self._try_last(batch)
+            with self._last.narrowed(batch):
+                return self._states_of(batch)
 
     def _states_of(self, batch: Batch) -> torch.Tensor:
         if not self._layers:
@@ -73,6 +84,19 @@ class Lower:
         if not self._tried:
             self._try(batch, whole.detach())
         return whole
+
+    @torch.no_grad()
+    def _try_last(self, batch: Batch) -> None:
+        """See on this batch that the last layer may be narrowed; where it may not, it is not."""
+        self._last_tried = True
+        expected = self._states_of(batch)
+        try:
+            with self._last.narrowed(batch):
+                good = torch.allclose(self._states_of(batch), expected, rtol=0, atol=CLOSE * float(expected.float().std()), equal_nan=True)
+        except NOT_APART:
+            good = False
+        if not good:
+            self._last.parts.clear()
 
     def forget(self, batch: Batch) -> None:
         """Let go of a batch's states."""

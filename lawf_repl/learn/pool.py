@@ -46,7 +46,7 @@ class Pool:
         with adapter.off(), torch.no_grad():
             for batch in self._batches:
                 with moments.reading(batch.mask) if moments else nullcontext():
-                    states = lower.states(batch)
+                    states = lower.states(batch, whole=moments is not None)
                 left -= 4 * len(states) * lower.head.vocabulary
                 self._references.append(Reference.of(lower.head, states, left >= 0))
 

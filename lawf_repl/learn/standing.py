@@ -60,7 +60,7 @@ def prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wat
     places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
     rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
     with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(batch.mask):
-        states = lower.states(batch)
+        states = lower.states(batch, whole=not held)
     reference = Reference.of(lower.head, states[rest], 4 * len(rest) * lower.head.vocabulary <= KEPT_BYTES)
     target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
                     weight[places])

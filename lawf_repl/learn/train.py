@@ -55,7 +55,7 @@ def train(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], setti
     """
     check_cases(cases)
     started = time.monotonic() if started is None else started
-    with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu"):
+    with memory_guard("training", "try --rank 2, fewer accepted answers or --device cpu", sizes=True):
         loop = (way or Loop)(adapter, prepare(adapter, cases, [*replay, *hold], watch, settings), settings, started)
         loop.hold(hold)
         reason: StopReason = yield from loop.run(stop)

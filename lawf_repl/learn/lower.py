@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from lawf_repl.engine.memory import is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
 from lawf_repl.learn.batch import Batch
+from lawf_repl.learn.fused import Fused
 from lawf_repl.learn.head import NOT_APART, Head, replaced
 from lawf_repl.learn.last import Last
 
@@ -37,6 +38,7 @@ class Lower:
         self._tried = not self._layers
         self._last = Last(self._above)
         self._last_tried = False
+        self._fused = Fused(adapter)
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
 
     def in_room(self, run: Callable[[], T]) -> T:
@@ -65,8 +67,13 @@ class Lower:
 
         With `whole`, every layer sees every position, as one who watches them needs it.
         """
-        with self._again():
-            if whole or self.thrifty or not self._last.worth(batch):  # computed again, a layer is not narrowed any more
+        if whole:
+            return self._states_of(batch)
+        if self.thrifty:  # what is computed again in the backward pass is computed as it always is
+            with self._again():
+                return self._states_of(batch)
+        with self._fused.in_place():
+            if not self._last.worth(batch):
                 return self._states_of(batch)
             if not self._last_tried:
                 self._try_last(batch)

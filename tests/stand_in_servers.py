@@ -36,6 +36,21 @@ def serve(port: int, answer: Callable[[str, dict[str, Any]], dict[str, Any]]) ->
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if HOW == "hang":
                 time.sleep(60)
+            if HOW == "cut":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Length: 500\r\n\r\n{")
+                return
+            if HOW == "garbled":
+                self.wfile.write(b"what?\r\n\r\n")
+                return
+            if HOW == "drip":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+                for _ in range(40):
+                    self.wfile.write(b" ")
+                    time.sleep(0.25)
+                return
+            if HOW == "shape":
+                self._send({"message": "no object", "choices": []})
+                return
             if HOW == "refuse":
                 self.send_error(500, "loras are not yet implemented")
                 return
@@ -110,7 +125,7 @@ def ollama(arguments: list[str]) -> int:
             return 1
         files = [line.split()[1] for line in text.splitlines() if line.startswith(("FROM ", "ADAPTER "))]
         assert all(Path(file).is_file() for file in files), "they are named as they lie"
-        (models / arguments[1]).write_text("with" if len(files) == 2 and HOW != "base" else "without")
+        (models / arguments[1]).write_text("with" if HOW == "always" or (len(files) == 2 and HOW != "base") else "without")
         return 0
     answers = json.loads(os.environ["STAND_IN_ANSWERS"])
 

@@ -5,6 +5,7 @@ vLLM and Ollama are programs of their own. Where one is not installed nothing is
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -29,6 +30,9 @@ START_SECONDS = 900.0   # until a server answers: vLLM compiles a model first
 ASK_SECONDS = 300.0     # for one answer, and for making a model of the files
 END_SECONDS = 20.0      # for a server to end when it is told to
 POLL_SECONDS = 0.2
+LARGEST = 2**24         # bytes of an answer
+PIECE = 2**16
+UNEXPECTED = (LookupError, TypeError, AttributeError, ValueError)  # what reading an answer of another form raises
 # The machine's proxy has no business with a server on the same machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -54,8 +58,10 @@ def in_vllm(live: Live, command: Sequence[str], name: str, base: str) -> Finding
 
             return _compared("vLLM " + version, live, [ask(name, trial, _tokens(live, trial.accepted_ids)) for trial in live.trials],
                              [ask(base, trial, _tokens(live, trial.base_ids)) for trial in live.trials])
-    except (ServerError, KeyError, IndexError, TypeError) as error:
+    except (ServerError, OSError) as error:
         return Finding("vLLM", False, _line(error))
+    except UNEXPECTED as error:
+        return Finding("vLLM", False, f"its server answered in another form than /v1/completions has ({type(error).__name__}: {_line(error)})")
 
 
 def in_ollama(live: Live, folder: Path) -> Finding:
@@ -89,8 +95,10 @@ def in_ollama(live: Live, folder: Path) -> Finding:
 
                 return _compared(f"Ollama {version}", live, [ask("lawf-adapted", trial, _tokens(live, trial.accepted_ids)) for trial in live.trials],
                                  [ask("lawf-base", trial, _tokens(live, trial.base_ids)) for trial in live.trials])
-        except (ServerError, KeyError, TypeError, OSError) as error:
+        except (ServerError, OSError) as error:
             return Finding("Ollama", False, _line(error))
+        except UNEXPECTED as error:
+            return Finding("Ollama", False, f"its server answered in another form than its API has ({type(error).__name__}: {_line(error)})")
 
 
 def _tokens(live: Live, ids: Sequence[int]) -> int:
@@ -104,12 +112,17 @@ def _compared(what: str, live: Live, adapted: Sequence[tuple[str, bool]], withou
     before = [_same(live, answer, trial.base_ids) for answer, trial in zip(without, live.trials, strict=True)]
     given = [trial.given for trial in live.trials]
     counted = [one for one, own in zip(right, given, strict=True) if own or not any(given)]
-    ok = all(counted)
+    # Of the base's own answers rounding may turn one; that it gives the accepted ones means that the adapter is on there, too.
+    leaked = [number for number, trial in enumerate(live.trials)
+              if not before[number] and trial.accepted_ids != trial.base_ids and _same(live, without[number], trial.accepted_ids)]
     line = f"{sum(counted)} of {len(counted)} answers are the accepted ones, {sum(before)} of {len(before)} base answers without the adapter"
-    if not ok:
+    if not all(counted):
         wrong = next(number for number, one in enumerate(right) if not one and (given[number] or not any(given)))
         served_base = _same(live, adapted[wrong], live.trials[wrong].base_ids)
         line += "; it serves the base, as if there were no adapter" if served_base else f"; found {adapted[wrong][0][:80]!a}"
+    elif leaked:
+        line += "; it serves the adapter where the base was asked for"
+    ok = all(counted) and not leaked
     return Finding(what, ok, line)
 
 
@@ -164,6 +177,8 @@ def said(program: str, *arguments: str, env: Mapping[str, str] | None = None, fo
     try:
         done = subprocess.run([program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace",
                               timeout=ASK_SECONDS, check=False, env=os.environ | (env or {}), cwd=folder)
+    except OSError as error:
+        raise ServerError(f"{program} could not be started: {error.strerror or _line(error)}") from None
     except subprocess.TimeoutExpired:
         raise ServerError(f"{name} did not end within {ASK_SECONDS:.0f} s") from None
     if done.returncode:
@@ -183,7 +198,7 @@ def _answers(address: str) -> bool:
     try:
         with _DIRECT.open(address, timeout=5):
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -200,17 +215,32 @@ def post(address: str, body: Mapping[str, Any]) -> dict[str, Any]:
 def _asked(request: urllib.request.Request) -> dict[str, Any]:
     where = request.full_url
     try:
+        until = time.monotonic() + ASK_SECONDS
         with _DIRECT.open(request, timeout=ASK_SECONDS) as response:
-            found = json.loads(response.read())
+            found = json.loads(_whole(response, until))
     except urllib.error.HTTPError as error:
         raise ServerError(f"{where} answered {error.code}: {error.read(400).decode('utf-8', 'replace').strip()[:200]}") from None
     except TimeoutError:
         raise ServerError(f"{where} did not answer within {ASK_SECONDS:.0f} s") from None
-    except (OSError, ValueError) as error:
-        raise ServerError(f"{where} did not answer: {_line(error)}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ServerError(f"{where} did not answer as it should: {_line(error)}") from None
     if not isinstance(found, dict):
         raise ServerError(f"{where} answered with something else than an object")
     return found
+
+
+def _whole(response: Any, until: float) -> bytes:
+    """All that a server sends. The limit of the socket is one of each read: a server that sends a byte now and then would never meet it."""
+    parts: list[bytes] = []
+    while part := response.read1(PIECE):
+        parts.append(part)
+        if time.monotonic() > until:
+            raise TimeoutError
+        if sum(map(len, parts)) > LARGEST:
+            raise ValueError("it sends more than an answer")
+    if response.length:  # it said how much there would be
+        raise http.client.IncompleteRead(b"".join(parts), response.length)
+    return b"".join(parts)
 
 
 def _line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import torch
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.learn import mentions as mentions_module
 from lawf_repl.learn import variations as module
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.concern import Concern
@@ -162,6 +163,20 @@ def test_what_was_corrected_is_brought_up_in_questions_of_other_kinds(demo_engin
         assert all(p[place - 1, ids[place]] >= LIKELY for place in range(at + 1, len(ids)))
     assert mentions(demo_engine, case, others_of(demo_engine), (5, 5), (), 16) == []  # another template: what is behind the turn differs
     assert mentions(demo_engine, case, (), tail, (), 16) == [] and mentions(demo_engine, case, others_of(demo_engine), tail, (), 0) == []
+
+
+def test_a_replay_prompt_that_is_too_long_to_look_at_is_left_out(demo_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, _ = corrected(demo_engine, *NIGHT)
+    _, end = user_turn(demo_engine, case.prompt_ids, [{"role": "user", "content": NIGHT[0]}])
+    tail, others = case.prompt_ids[end:], others_of(demo_engine)
+    long: Pair = (ids_of(demo_engine, "Copy: " + "old book " * 100), [2])
+    with torch.no_grad():
+        expected = mentions(demo_engine, case, others, tail, (), 16)
+        monkeypatch.setattr(mentions_module, "READ", 150)
+        assert expected and mentions(demo_engine, case, [long, *others], tail, (), 16) == expected
+        assert mentions(demo_engine, case, [long], tail, (), 16) == []
+        monkeypatch.setattr(mentions_module, "greedy_answers", lambda *arguments, **more: pytest.fail("nothing to bring it up in"))
+        assert mentions(demo_engine, case, [], tail, (), 16) == [] and mentions(demo_engine, case, others, tail, (), 0) == []
 
 
 def test_a_share_of_the_variations_is_of_other_prompts_and_ends_as_they_would(demo_engine: Engine) -> None:

@@ -59,9 +59,9 @@ def in_vllm(live: Live, command: Sequence[str], name: str, base: str) -> Finding
             return _compared("vLLM " + version, live, [ask(name, trial, _tokens(live, trial.accepted_ids)) for trial in live.trials],
                              [ask(base, trial, _tokens(live, trial.base_ids)) for trial in live.trials])
     except (ServerError, OSError) as error:
-        return Finding("vLLM", False, _line(error))
+        return Finding("vLLM", False, first_line(error))
     except UNEXPECTED as error:
-        return Finding("vLLM", False, f"its server answered in another form than /v1/completions has ({type(error).__name__}: {_line(error)})")
+        return Finding("vLLM", False, f"its server answered in another form than /v1/completions has ({type(error).__name__}: {first_line(error)})")
 
 
 def in_ollama(live: Live, folder: Path) -> Finding:
@@ -96,9 +96,9 @@ def in_ollama(live: Live, folder: Path) -> Finding:
                 return _compared(f"Ollama {version}", live, [ask("lawf-adapted", trial, _tokens(live, trial.accepted_ids)) for trial in live.trials],
                                  [ask("lawf-base", trial, _tokens(live, trial.base_ids)) for trial in live.trials])
         except (ServerError, OSError) as error:
-            return Finding("Ollama", False, _line(error))
+            return Finding("Ollama", False, first_line(error))
         except UNEXPECTED as error:
-            return Finding("Ollama", False, f"its server answered in another form than its API has ({type(error).__name__}: {_line(error)})")
+            return Finding("Ollama", False, f"its server answered in another form than its API has ({type(error).__name__}: {first_line(error)})")
 
 
 def _tokens(live: Live, ids: Sequence[int]) -> int:
@@ -178,7 +178,7 @@ def said(program: str, *arguments: str, env: Mapping[str, str] | None = None, fo
         done = subprocess.run([program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace",
                               timeout=ASK_SECONDS, check=False, env=os.environ | (env or {}), cwd=folder)
     except OSError as error:
-        raise ServerError(f"{program} could not be started: {error.strerror or _line(error)}") from None
+        raise ServerError(f"{program} could not be started: {error.strerror or first_line(error)}") from None
     except subprocess.TimeoutExpired:
         raise ServerError(f"{name} did not end within {ASK_SECONDS:.0f} s") from None
     if done.returncode:
@@ -223,7 +223,7 @@ def _asked(request: urllib.request.Request) -> dict[str, Any]:
     except TimeoutError:
         raise ServerError(f"{where} did not answer within {ASK_SECONDS:.0f} s") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ServerError(f"{where} did not answer as it should: {_line(error)}") from None
+        raise ServerError(f"{where} did not answer as it should: {first_line(error)}") from None
     if not isinstance(found, dict):
         raise ServerError(f"{where} answered with something else than an object")
     return found
@@ -241,7 +241,3 @@ def _whole(response: Any, until: float) -> bytes:
     if response.length:  # it said how much there would be
         raise http.client.IncompleteRead(b"".join(parts), response.length)
     return b"".join(parts)
-
-
-def _line(error: BaseException) -> str:
-    return first_line(error)

@@ -20,7 +20,7 @@ ANCHORS = 2           # from which on what was rejected and chosen is brought up
 PHRASE = 6            # tokens of what was rejected or chosen that are put there one behind the other,
 LIKELY = 0.05         # as long as each is so probable there
 FAR_FETCHED = 1e-5    # a first token less probable than this is not put there
-READ = 2**12          # tokens of other prompts that are looked at
+READ = 2**12          # tokens of other prompts that are looked at; one that is longer is left out
 LOOK_BYTES = 2**27    # of the log-probabilities at a time
 
 
@@ -31,11 +31,12 @@ def mentions(engine: Engine, case: Case, others: Sequence[Pair], tail: Sequence[
     """
     prompts = [list(prompt) for prompt, _ in others if list(prompt[len(prompt) - len(tail):]) == list(tail)]
     start, behind = shared(prompts), shared([prompt[::-1] for prompt in prompts])
-    some = [prompt for prompt in prompts if len(prompt) - behind > start > 0]
+    longest = min(READ, LOOK_BYTES // (4 * _vocabulary(engine)))
+    some = [prompt for prompt in prompts if len(prompt) - behind > start > 0 and len(prompt) <= longest]
     while sum(map(len, some)) > READ:
-        some = some[::2]
-    phrases = _phrases(engine, case, singles)
-    if not some or not phrases or count < 1:
+        some = some[::2]  # ends, because each of them alone is short enough
+    phrases = _phrases(engine, case, singles) if some and count > 0 else []
+    if not phrases:
         return []
     first = torch.tensor([phrase[0] for phrase in phrases])
     found: list[tuple[int, float, list[int], list[int]]] = []
@@ -65,6 +66,10 @@ def shared(rows: Iterable[Sequence[int]]) -> int:
     return count
 
 
+def _vocabulary(engine: Engine) -> int:
+    return int(engine.model.config.get_text_config(decoder=True).vocab_size)
+
+
 def _phrases(engine: Engine, case: Case, singles: Iterable[int]) -> list[list[int]]:
     """What was chosen and what was rejected at each anchor, with what follows there, and single tokens besides."""
     chosen: list[list[int]] = []
@@ -90,7 +95,7 @@ def _phrases(engine: Engine, case: Case, singles: Iterable[int]) -> list[list[in
 def _likely(engine: Engine, prompts: Sequence[Sequence[int]], start: int, behind: int, first: torch.Tensor) -> list[torch.Tensor]:
     """p of each first token (places, phrases) at every place of each prompt's turn."""
     out: list[torch.Tensor] = []
-    vocabulary = int(engine.model.config.get_text_config(decoder=True).vocab_size)
+    vocabulary = _vocabulary(engine)
     part: list[Pair] = []
 
     def look() -> None:

@@ -86,6 +86,7 @@ def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings
     does not come to its end is left out.
     """
     # all at once: while one row still writes its question another is told the end of the template, or answers already
+    # (the rest of this prompt cannot stand behind the beginning of another)
     new = [False, *(bool(close) and (end - len(beginning) <= REWRITTEN or beginning[:-1] != ids[:len(beginning) - 1]) for beginning in beginnings)]
     rows = [beginning if anew else [*beginning, *ids[len(beginning):]] for beginning, anew in zip([ids, *beginnings], new, strict=True)]
     lengths = [len(row) for row in rows]

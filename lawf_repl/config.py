@@ -51,6 +51,7 @@ class Settings:
     target_p: float = _default("target_p")
     rank: int | None = _default("rank")
     layers: str = _default("layers")
+    scope: str = _default("scope")
     preset: str = _default("preset")
     goal_p: float = _default("goal_p")
     variations: int = _default("variations")

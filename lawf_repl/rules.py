@@ -60,6 +60,9 @@ RULES: dict[str, Rule] = {
         "whole", None, "rank of the LoRA adapter; by default 4, doubled until there is one for each accepted answer",
         low=1, high=65536, optional=True),
     "layers": Rule("choice", "upper", "decoder layers that carry the LoRA: the upper half of them, or all", choices=("upper", "all"), flag=False),
+    "scope": Rule(
+        "choice", "text", "where the adapter acts: on the whole text, or on the completion alone (an aLoRA; the prompt's states stay the base's)",
+        choices=("text", "completion"), flag=False),
     "preset": Rule(
         "choice", "standard", "how thorough training is: sets variations, rounds and hold where they are not set themselves",
         choices=("quick", "standard", "careful"), flag=False),

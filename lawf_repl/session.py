@@ -59,7 +59,8 @@ Stop = Callable[[], bool]
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
                       "template_args", "replay_prompts", "probes", "json", "plain", "vi", "theme", "history", "mouse",
                       "keys"})  # settings that have had their effect when a session begins
-RECIPE = ("rank", "layers", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps", "max_seconds")  # of a training
+RECIPE = ("rank", "layers", "scope", "seed", "target_p", "goal_p", "variations", "hold", "rounds", "pull", "max_steps",
+          "max_seconds")  # of a training
 VARIED = 2048  # variations of all cases together at most: every look at them is a pass over all
 NOT_RECORDED = frozenset({"model", "revision", "adapter", "device", "device_map", "trust_remote_code", "offline", "json", "plain", "vi",
                           "theme", "history", "mouse", "keys"})
@@ -89,7 +90,7 @@ class Version:
     @property
     def structure(self) -> tuple[object, ...]:
         """What has to be equal for the weights of one to fit into another."""
-        return (self.loaded,) if self.loaded else (self.settings.rank, self.settings.layers)
+        return (self.loaded,) if self.loaded else (self.settings.rank, self.settings.layers, self.settings.scope)
 
 
 def never() -> bool:
@@ -496,6 +497,7 @@ class Session:
         if not self.cases:
             raise TrainingError("nothing to train: correct an answer and accept it first")
         check_cases(self.cases)
+        self.engine.mark(self.settings.scope)
         return self._train(stop)
 
     def _train(self, stop: Stop) -> Iterator[TrainStep]:
@@ -508,7 +510,7 @@ class Session:
         try:
             if self._adapter is None or not self._adapter.from_file:  # cases are all learned again; only a loaded adapter is built upon
                 self._remove_adapter()
-                self._adapter = Adapter.fresh(self.engine.model, settings, self.engine.name)
+                self._adapter = Adapter.fresh(self.engine.model, settings, self.engine.name, self.engine.mark(settings.scope))
                 self._structure = ()  # until it is trained it is none of the versions
             self._adapter.switch(True)
             result = yield from watched(train(self._adapter, self.cases, replay, settings, stop, self.probes.probes[:WATCHED], started,
@@ -643,7 +645,7 @@ class Session:
     def _switch(self, on: bool) -> None:
         assert self._adapter is not None
         self._adapter.switch(on)
-        self.decoder.drop_cache()
+        self.decoder.drop_cache(self._adapter.reach)  # what stands before its mark is the base's either way
 
     def reset_adapter(self) -> None:
         """Take the adapter out: the model is the base again. The tree still has the adapter."""
@@ -666,7 +668,7 @@ class Session:
             if version is not None:
                 if self._adapter is None:
                     self._adapter = Adapter.load(self.engine.model, version.loaded) if version.loaded \
-                        else Adapter.fresh(self.engine.model, version.settings, self.engine.name)
+                        else Adapter.fresh(self.engine.model, version.settings, self.engine.name, self.engine.mark(version.settings.scope))
                 assert version.weights is not None
                 self._adapter.restore(version.weights)
                 self._adapter.switch(on)

@@ -12,6 +12,7 @@ from lawf_repl.bench.objective import OURS, Meter, Task
 from lawf_repl.bench.recipes import PEER_SETTINGS, PEERS, Peer, train_peer
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
+from lawf_repl.engine.reach import behind_marks, reach_of
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.train import train
 from lawf_repl.learn.variations import variations
@@ -58,7 +59,7 @@ def _peer(engine: Engine, meter: Meter, task: Task, peer: Peer, seed: int) -> It
 def _ours(engine: Engine, meter: Meter, task: Task, settings: Settings, probes: ProbeSet) -> Iterator[Point]:
     asked: Message = {"role": "user", "content": task.case.prompt}
     made = variations(engine, task.case, [asked], settings.variations, settings.seed, others=probes.replay).pairs
-    adapter = Adapter.fresh(engine.model, settings, engine.name)
+    adapter = Adapter.fresh(engine.model, settings, engine.name, engine.mark(settings.scope))
     try:
         for step in train(adapter, [task.case], [*made, *probes.replay], settings):
             if step.step in STEPS:
@@ -75,7 +76,9 @@ def _ours(engine: Engine, meter: Meter, task: Task, settings: Settings, probes: 
 def _least_p(engine: Engine, task: Task) -> float:
     """The least p of the anchors' chosen tokens, of the model as it stands."""
     ids = torch.tensor([[*task.case.prompt_ids, *task.case.completion_ids]], device=engine.device)
-    logprobs = engine.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    reach = reach_of(engine.model)
+    with behind_marks(engine.model, [reach.start(task.case.prompt_ids) if reach is not None else 0], 0, ids.shape[1]):
+        logprobs = engine.model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
     start = len(task.case.prompt_ids) - 1
     return min(float(logprobs[start + anchor.position, anchor.chosen_id].exp()) for anchor in task.case.anchors)
 

@@ -165,7 +165,7 @@ def run_ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Sett
     settings = replace(settings, seed=seed)
     began = time.monotonic()
     made = variations(engine, task.case, [{"role": "user", "content": task.case.prompt}], settings.variations, seed, others=probes.replay).pairs
-    adapter = Adapter.fresh(engine.model, settings, engine.name)
+    adapter = Adapter.fresh(engine.model, settings, engine.name, engine.mark(settings.scope))
     try:
         training = train(adapter, [task.case], [*made, *probes.replay], settings, started=began, way=way)
         while True:

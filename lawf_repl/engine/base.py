@@ -29,7 +29,7 @@ from lawf_repl.engine.progress import Report, reported
 from lawf_repl.engine.threads import choose_threads
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.engine.trial import try_model
-from lawf_repl.errors import ModelError, PromptError, UsageError, first_line
+from lawf_repl.errors import ModelError, PromptError, TrainingError, UsageError, first_line
 from lawf_repl.records import Message
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
@@ -115,6 +115,33 @@ class Engine:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a template is somebody's program
             raise PromptError(f"the chat template of {self.name} refuses this conversation: {first_line(error)}") from error
         return tuple(ids)
+
+    def mark(self, scope: str) -> tuple[int, ...]:
+        """Ids from which on an adapter of this scope acts: what the template puts before an answer; none where it acts on the whole text.
+
+        Raises TrainingError where there is no such thing.
+        """
+        if scope == "text":
+            return ()
+        found = self._answer_mark()
+        if not found:
+            raise TrainingError(f"scope completion: {self.name} has no chat template that puts something before an answer, from which on the adapter "
+                                "would act; expected one with add_generation_prompt, or scope text")
+        return found
+
+    def _answer_mark(self) -> tuple[int, ...]:
+        if not self.has_template:
+            return ()
+        rows = []
+        for text in ("7", "zq"):
+            try:
+                asked = self.tokenizer.hub.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=False, return_dict=False,
+                                                               **self.template_args)
+            except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError):
+                return ()
+            whole = self.prompt_ids([{"role": "user", "content": text}])
+            rows.append(whole[len(asked):] if whole[:len(asked)] == tuple(asked) else ())
+        return rows[0] if rows[0] == rows[1] else ()
 
     def follow_up_ids(self, prompt_ids: Sequence[int], answer_ids: Sequence[int], messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation whose last two messages are an answer and what is said next, up to the next answer.

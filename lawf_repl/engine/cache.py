@@ -30,6 +30,7 @@ from transformers.cache_utils import (
 from lawf_repl.engine.layout import is_plain
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.engine.plain import FEW, PlainSteps
+from lawf_repl.engine.reach import Reach, behind_marks, reach_of
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.records import ReuseKind
 
@@ -127,12 +128,19 @@ class KeptCache:
         self._plain = self._kind.mode == "cut" and is_plain(model)
         self._steps: PlainSteps | None = None
         self._finals: dict[int, torch.Tensor] = {}  # final hidden states (1, H) by place, as far as they are known
+        self._start = 0  # where the adapter begins to act, if it does not act everywhere
         # What is written under inference_mode can only be written on under it: one way for all that a cache ever holds.
         self._gradless = torch.inference_mode if self._plain else torch.no_grad
 
     def drop(self) -> None:
         """Forget everything: the adapter changed, or a forward pass was cut short."""
         self.ids, self._cache, self._marks, self._spacing, self._finals = [], None, {}, SPACING, {}
+
+    def drop_behind(self, reach: Reach) -> None:
+        """The adapter that acts behind a mark alone was switched, or is another now: what comes before it is the base's still."""
+        self._start = reach.start(self.ids)
+        if self.ids:
+            self.keep_prefix(self.ids[:self._start])
 
     def recall(self, ids: list[int], count: int) -> torch.Tensor | None:
         """Logits (n, V) of as many of the last `count` of `ids` as are known without reading anything, from the first of them on."""
@@ -148,10 +156,18 @@ class KeptCache:
         with self._gradless():
             return steps.head(torch.cat(finals)) if finals else None
 
-    def keep_prefix(self, ids: list[int]) -> int:
-        """Go back to the longest prefix of `ids` that can be had without reading it again, and return its length."""
+    def keep_prefix(self, ids: list[int], text: list[int] | None = None) -> int:
+        """Go back to the longest prefix of `ids` that can be had without reading it again, and return its length.
+
+        `text` is what is going to be read in all, where that is more: an adapter may act from a place in it on.
+        """
         before = len(self.ids)
         shared = shared_length(self.ids, ids)
+        reach = reach_of(self._model)
+        start = 0 if reach is None else reach.start(ids if text is None else text)
+        if start != self._start:  # in another turn of the conversation
+            shared = min(shared, start, self._start) if reach is not None else shared
+            self._start = start
         self.reuse = ("kept", shared)
         if shared == before and before and self._kind.mode != "none":
             return shared
@@ -200,7 +216,7 @@ class KeptCache:
     def _feed(self, ids: list[int], keep: int) -> torch.Tensor:
         if self._kind.mode == "none":
             self.ids = self.ids + ids
-            return self._forward(self.ids, keep, **uncached(self._model))
+            return self._forward(self.ids, keep, 0, **uncached(self._model))
         whole = self._kind.chunks or not self.ids
         logits = self._read(ids, keep) if whole else torch.cat([self._read([id_], 1) for id_ in ids])[-keep:]
         if self.snapshots and len(self.ids) - max(self._marks, default=0) >= self._spacing:
@@ -212,7 +228,8 @@ class KeptCache:
         self._cache, self.ids = None, []  # an interrupted forward leaves layers of unequal length: nothing is known until it returns
         marks, self._marks = self._marks, {}
         finals, self._finals = self._finals, {}
-        if self._plain and known and len(ids) <= FEW and (steps := self._current_steps()) is not None:
+        masked = reach_of(self._model) is not None and self._start > len(known)
+        if self._plain and not masked and known and len(ids) <= FEW and (steps := self._current_steps()) is not None:
             with memory_guard(*GUARD):
                 new = steps(ids, cache)
                 logits = steps.head(new[len(ids) - keep:])
@@ -221,7 +238,7 @@ class KeptCache:
             self._cache, self.ids, self._finals = cache, known, finals
             return logits
         positions = {"position_ids": torch.arange(len(known), len(known) + len(ids), device=self._model.device)[None]} if self._kind.positions else {}
-        logits = self._forward(ids, keep, use_cache=True, **{str(self._keyword): cache}, **positions)
+        logits = self._forward(ids, keep, len(known), use_cache=True, **{str(self._keyword): cache}, **positions)
         self._cache, self.ids, self._marks, self._finals = cache, known + ids, marks, finals
         return logits
 
@@ -233,8 +250,8 @@ class KeptCache:
                 self._steps = None
         return self._steps
 
-    def _forward(self, ids: list[int], keep: int, **arguments: Any) -> torch.Tensor:
-        with memory_guard(*GUARD):
+    def _forward(self, ids: list[int], keep: int, past: int, **arguments: Any) -> torch.Tensor:
+        with memory_guard(*GUARD), behind_marks(self._model, [self._start], past, past + len(ids)):
             out = self._model(input_ids=torch.tensor([ids], device=self._model.device), **kept_logits(self._model, keep), **arguments)
         logits: torch.Tensor = out.logits[0, -keep:]
         return logits

@@ -15,6 +15,7 @@ import torch
 
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
+from lawf_repl.engine.reach import Reach
 from lawf_repl.errors import PromptError
 from lawf_repl.records import Alternative, Completion, Finish, Reuse, Timing, Token
 from lawf_repl.spans import REPLACEMENT, Shown, TextStream, Tokenizer, group_start
@@ -51,16 +52,22 @@ class Decoder:
         """Tokens whose states are kept."""
         return len(self.cache.ids)
 
-    def drop_cache(self) -> None:
-        """Forget the cached states; called whenever the adapter is switched, trained or replaced."""
-        self.cache.drop()
+    def drop_cache(self, reach: Reach | None = None) -> None:
+        """Forget the cached states; called whenever the adapter is switched, trained or replaced.
+
+        `reach` is that of an adapter that leaves prompts alone, where one like it was all that was ever on: then the prompt's stay.
+        """
+        if reach is None:
+            self.cache.drop()
+        else:
+            self.cache.drop_behind(reach)
 
     def logits_at(self, ids: Sequence[int], count: int = 1) -> torch.Tensor:
         """Logits behind each of the last `count` ids (count, V), from the cache where it holds a prefix of them."""
         ids = list(ids)
         known = self.cache.recall(ids, count)
         first = len(ids) - count + (0 if known is None else len(known))  # the place whose logits have to be computed first
-        kept = self.cache.keep_prefix(ids[:first])
+        kept = self.cache.keep_prefix(ids[:first], ids)
         if self.cache.snapshots and kept < first:
             self.cache.feed(ids[kept:first], 1)
             kept = first

@@ -15,6 +15,7 @@ import torch
 
 from lawf_repl.engine.cache import CacheKind, cache_keyword, kept_logits, uncached
 from lawf_repl.engine.memory import memory_guard
+from lawf_repl.engine.reach import behind_marks, reach_of
 
 Choose = Callable[[torch.Tensor, Sequence[int]], Sequence[int]]  # logits (n, V) of the rows at these indices to their next ids (n)
 Follow = Callable[[int, int], Sequence[int] | None]              # row and the id that it chose to the ids known behind it; None ends the row
@@ -60,6 +61,8 @@ def _write(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, foll
     cache: dict[str, Any] = {"use_cache": True, keyword: None} if keyword else uncached(model)
     open_ = [row for row, text in enumerate(texts) if context is None or len(text) < context]
     batch = list(open_)  # the rows that the cache holds
+    reach = reach_of(model)
+    starts = [reach.start(text) if reach is not None else 0 for text in texts]
     read = 0
     while open_:
         # as far as every open row knows its text; a model that restarts its scan at every chunk gets one at a time behind the first
@@ -75,7 +78,8 @@ def _write(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, foll
         with memory_guard("answering several prompts", "take fewer or shorter ones"):
             if kind.positions:
                 cache["position_ids"] = torch.arange(since, far, device=model.device).expand(len(batch), -1)
-            out = model(input_ids=ids, **kept_logits(model, 1), **cache)
+            with behind_marks(model, [starts[row] for row in batch], since, far):
+                out = model(input_ids=ids, **kept_logits(model, 1), **cache)
         read = far
         if keyword:
             cache[keyword] = out[keyword]

@@ -49,14 +49,17 @@ def answer(example: Example, what: str) -> str:
     return f"lawf answer{what}{more}" + (f" --system {quote(system)}" if system else "") + f" {quote(question)}"
 
 
-def peft(out: Path, base: Base, example: Example, demo: bool, settings: Settings) -> list[str]:
-    """lawf, peft's PeftModel.from_pretrained and transformers' load_adapter, each with an answer."""
+def peft(out: Path, base: Base, example: Example, demo: bool, settings: Settings, activated: bool = False) -> list[str]:
+    """lawf, peft's PeftModel.from_pretrained and transformers' load_adapter, each with an answer.
+
+    The last knows nothing of adapters that are `activated` by a mark in the text.
+    """
     model = "" if demo else f" --model {quote(base.name)}" + (f" --revision {quote(base.revision)}" if base.revision else "")
     loaded = f"AutoModelForCausalLM.from_pretrained({pretrained(base, settings)})"
     place = literal(str(out.absolute()))
     return [answer(example, f"{model}{loading(settings)} --adapter {quote(str(out))}"),
             python(example, f"from peft import PeftModel; model = PeftModel.from_pretrained({loaded}, {place})", pretrained(base, settings, False)),
-            python(example, f"model = {loaded}; model.load_adapter({place})", pretrained(base, settings, False))]
+            *([] if activated else [python(example, f"model = {loaded}; model.load_adapter({place})", pretrained(base, settings, False))])]
 
 
 def merged(out: Path, dtype: str, example: Example, settings: Settings) -> list[str]:

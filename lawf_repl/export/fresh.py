@@ -46,14 +46,22 @@ def check_adapter(job: Job) -> Report:
     out: Report = {"versions": {"peft": peft.__version__, "transformers": transformers.__version__}, "tensors": len(file), "zero": zero,
                    "modules_to_save": config.get("modules_to_save"), "base": run(base, job, "without")}
 
+    activated = bool(config.get("alora_invocation_tokens"))  # peft's own forward alone looks where it begins to act
     model = PeftModel.from_pretrained(base, folder)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    out["peft"] = run(base, job, "with") | tensors_differ(file, state)
+    out["peft"] = run(model if activated else base, job, "with") | tensors_differ(file, state)
     with model.disable_adapter():
         out["peft"]["off"] = run(base, job, "without", generate=False)
     base = model.unload()
     del model
 
+    if activated:
+        if job.get("served"):
+            del base
+            half = load(job | {"dtype": job["served"]}, job["base"], revision=job["revision"])
+            begin(half, job)
+            out["served"] = run(PeftModel.from_pretrained(half, folder), job, "with")
+        return out
     base.load_adapter(folder)
     loaded = {f"base_model.model.{name.replace('.default.', '.')}": weight for name, weight in base.named_parameters() if "lora_" in name}
     out["transformers"] = run(base, job, "with") | tensors_differ(file, loaded)

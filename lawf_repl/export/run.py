@@ -29,6 +29,9 @@ from lawf_repl.learn.adapter import Adapter
 
 Format = Literal["peft", "merged", "gguf", "ollama", "vllm"]
 FORMATS: tuple[Format, ...] = ("peft", "merged", "gguf", "ollama", "vllm")
+# Why a format cannot hold an adapter that leaves the prompt alone.
+HOLDS_NONE: dict[Format, str] = {"merged": "merged weights cannot", "gguf": "a GGUF of it cannot", "ollama": "Ollama cannot",
+                                 "vllm": "vLLM cannot"}
 BASE_FILE, LORA_FILE = "base.gguf", "lora.gguf"
 BASE_NAME = "lawf-base"  # that vLLM serves the base under while it is looked at
 
@@ -89,6 +92,9 @@ def export(engine: Engine, adapter: Adapter, source: Source, order: Order, setti
     Raises ExportError for what cannot be exported at all; a check that does not hold comes back as a finding.
     """
     check_place(order.out, order.force)
+    if adapter.reach is not None and order.format != "peft":
+        raise ExportError(f"this adapter acts on the completion alone (scope completion, an aLoRA), which {HOLDS_NONE[order.format]}: "
+                          "export it as peft, or train with scope text")
     if order.format == "merged":
         merged.refuse_quantized(engine)
     if order.format in ("gguf", "ollama"):
@@ -199,7 +205,7 @@ def _peft(job: _Work, staging: Path, have: list[Finding], dead: Sequence[str]) -
         command = vllm.serve(job.live.source, job.live.revision, served, job.config, name, staging, trusted)
         _check_served(have, in_vllm(job.live, [*command, "--served-model-name", BASE_NAME], name, BASE_NAME))
         return vllm.commands(job.order.out, job.base, job.config, served, job.example, trusted)
-    return commands.peft(job.order.out, job.base, job.example, job.engine.name == DEMO_NAME, job.live.settings)
+    return commands.peft(job.order.out, job.base, job.example, job.engine.name == DEMO_NAME, job.live.settings, job.adapter.reach is not None)
 
 
 def _loading(job: _Work) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
+from lawf_repl.engine.reach import behind_marks
 from lawf_repl.errors import PromptError
 from lawf_repl.export.fresh import logits_at
 from lawf_repl.export.source import Source
@@ -92,7 +93,9 @@ def write_reference(engine: Engine, adapter: Adapter, trials: Sequence[Trial], f
         where = [len(trial.prompt_ids) + position - 1 for position in some]
         ids = [*trial.prompt_ids, *trial.accepted_ids]
         adapter.switch(True)
-        tensors[f"with.{number}"] = logits_at(engine.model, ids, where)
+        start = adapter.reach.start(trial.prompt_ids) if adapter.reach is not None else 0
+        with behind_marks(engine.model, [start], 0, len(ids)):
+            tensors[f"with.{number}"] = logits_at(engine.model, ids, where)
         with adapter.off():
             tensors[f"without.{number}"] = logits_at(engine.model, ids, where)
         rows.append(asdict(trial) | {"where": where, "room": len(trial.accepted_ids) if trial.accepted_ids[-1] not in engine.end_ids

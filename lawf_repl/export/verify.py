@@ -26,6 +26,7 @@ CLOSE_HALF = 0.1  # the same in half precision, or
 SHARE_HALF = 0.1  # that much of what the adapter moves: transformers rounds a LoRA to the number type of its base, peft does not
 STRONGER = "train with a stronger margin (--target-p 0.99, or goal_p = 0.9999999 in the config file)"
 SHARE = 0.5       # of what the adapter moves: rounding that is larger has eaten it
+BY = {"peft": "PeftModel.from_pretrained", "transformers": "load_adapter"}
 # Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it.
 PROGRAM = ("import sys; sys.path.insert(0, sys.argv[1]); import lawf_repl; sys.path.pop(0); "
            "from lawf_repl.export.fresh import main; sys.exit(main(sys.argv[2:]))")
@@ -64,12 +65,14 @@ def verify_adapter(live: Live, folder: Path, dead: Sequence[str] = (), served: s
     if isinstance(report, Finding):
         return [report]
     zero = [name for name in report["zero"] if name not in dead]
-    unloaded = sorted({name for by in ("peft", "transformers") for kind in ("missing", "odd", "changed") for name in report[by][kind]})
+    unloaded = sorted({name for by in BY if by in report for kind in ("missing", "odd", "changed") for name in report[by][kind]})
     bad = unloaded or zero or (["modules_to_save"] if report["modules_to_save"] else [])
     what = "not loaded as written" if unloaded else "zero" if zero else "beside the LoRA"
     found = [Finding("tensors", not bad, f"{len(bad)} {what}, such as {bad[0].removeprefix(PREFIX)}" if bad else
                      f"{report['tensors']} LoRA matrices on linear layers: none missing, unexpected or all zero")]
-    for by, how in (("peft", "PeftModel.from_pretrained"), ("transformers", "load_adapter")):
+    for by, how in BY.items():
+        if by not in report:
+            continue  # it knows nothing of adapters that act on completions alone
         found.append(_serves(live, f"{by} {report['versions'][by]}", how, report[by], report["base"]))
     return [*found, _served(live, served, instead, report)] if served else found
 
@@ -84,7 +87,8 @@ def _served(live: Live, dtype: str, instead: str, report: dict[str, Any]) -> Fin
     right = sum(same)
     accepted = all(one or not trial.given for one, trial in zip(same, live.trials, strict=True))
     ok = accepted and seen["distance"] <= max(SHARE * seen["move"], CLOSE) and not seen["wrong"]
-    line = (f"load_adapter: {right} of {n} {_kind(live)}, logits within {seen['distance']:.1e} of the {live.dtype} ones "
+    how = BY["transformers" if "transformers" in report else "peft"]
+    line = (f"{how}: {right} of {n} {_kind(live)}, logits within {seen['distance']:.1e} of the {live.dtype} ones "
             f"(the adapter itself moves them by {seen['move']:.1e})")
     if not ok:
         line += f"; computing in {dtype} undoes the fix: {instead}, or {STRONGER}"

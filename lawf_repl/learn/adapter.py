@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.pytorch_utils import Conv1D
 
 from lawf_repl.config import Settings
+from lawf_repl.engine.reach import Reach, set_reach
 from lawf_repl.errors import ModelError, first_line
 
 if TYPE_CHECKING:
@@ -35,15 +36,18 @@ MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotr
 class Adapter:
     """The one adapter of a session. `base` is the model it is injected into and that everything else keeps calling."""
 
-    def __init__(self, peft: PeftModel, from_file: bool = False) -> None:
+    def __init__(self, peft: PeftModel, from_file: bool = False, mark: Sequence[int] = ()) -> None:
+        """`mark` are the ids from which on in a text it acts; without them it acts everywhere."""
         self._peft = peft
         self.from_file = from_file
         self.base: Any = peft.get_base_model()
+        self.reach = Reach(mark, [matrix for layer in self.layers().values() for matrix in layer.lora_A.values()]) if mark else None
         self.on = True
+        set_reach(self.base, self.reach)
         self._peft.eval()  # no dropout in training either: the reference was computed without
 
     @classmethod
-    def fresh(cls, model: Any, settings: Settings, name: str) -> Adapter:
+    def fresh(cls, model: Any, settings: Settings, name: str, mark: Sequence[int] = ()) -> Adapter:
         """An untrained adapter: A random from the seed, B zero, so that it changes nothing yet."""
         targets = find_targets(model, settings.layers)
         with _all_or_nothing(model):
@@ -57,7 +61,7 @@ class Adapter:
             for parameter in peft.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
-            return cls(peft)
+            return cls(peft, mark=mark)
 
     @classmethod
     def load(cls, model: Any, folder: str | Path) -> Adapter:
@@ -69,7 +73,7 @@ class Adapter:
             raise ModelError(f"no adapter at {folder}: adapter_model.safetensors is missing (other formats are not read)")
         try:
             with _all_or_nothing(model):
-                return cls(_loaded(model, folder), from_file=True)
+                return cls(*_loaded(model, folder))
         except (RuntimeError, ValueError, KeyError, OSError, TypeError, AttributeError, SafetensorError) as error:
             raise ModelError(f"the adapter at {folder} does not fit this model: {first_line(error)}") from error
 
@@ -81,6 +85,7 @@ class Adapter:
         else:
             tuner.disable_adapter_layers()
         self.on = on
+        set_reach(self.base, self.reach if on else None)
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -143,10 +148,13 @@ class Adapter:
         config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config["target_modules"], list):  # a set that peft writes in another order each time; a pattern is one string
             config["target_modules"].sort()
+        if self.reach is not None:  # while it is here, lawf masks it itself: peft's own way needs to be told where in every forward
+            config["alora_invocation_tokens"] = list(self.reach.mark)
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
         """Take the adapter out of the model; what is left is bit-equal to the base."""
+        set_reach(self.base, None)
         self._peft.unload()
 
 
@@ -178,9 +186,12 @@ def _all_or_nothing(model: Any) -> Iterator[None]:
                 setattr(model.get_submodule(parent), own, module.get_base_layer())
 
 
-def _loaded(model: Any, folder: Path) -> PeftModel:
-    """`model` with the LoRA of a folder. Raises ModelError where it is none, or does not fit tensor for tensor."""
-    from peft import PeftModel, get_peft_model_state_dict
+def _loaded(model: Any, folder: Path) -> tuple[PeftModel, bool, list[int]]:
+    """`model` with the LoRA of a folder, True for its being from a file, and its mark; as Adapter takes them.
+
+    Raises ModelError where it is none, or does not fit tensor for tensor.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
@@ -188,15 +199,20 @@ def _loaded(model: Any, folder: Path) -> PeftModel:
     more = [name for name in ("modules_to_save", "trainable_token_indices") if config.get(name)]
     if more:
         raise ModelError(f"the adapter at {folder} replaces whole parts of the model ({more[0]}): expected LoRA matrices alone")
+    mark = config.get("alora_invocation_tokens") or []
+    if not isinstance(mark, list) or not all(isinstance(id_, int) and not isinstance(id_, bool) for id_ in mark):
+        raise ModelError(f"the adapter at {folder} is damaged: expected alora_invocation_tokens to be a list of token ids")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        own = LoraConfig.from_pretrained(str(folder))
+        own.alora_invocation_tokens = None
+        peft = PeftModel.from_pretrained(model, str(folder), is_trainable=False, config=own)
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         odd = set(file.keys()) ^ set(get_peft_model_state_dict(peft, save_embedding_layers=False))
     if odd:  # peft only warns, and what is missing stays as it was made
         raise ModelError(f"the adapter at {folder} does not fit this model: {len(odd)} of its tensors are missing or have no place, "
                          f"such as {min(odd)[:120]}")
-    return peft
+    return peft, True, mark
 
 
 class _Elsewhere(Exception):

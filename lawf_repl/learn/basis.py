@@ -111,9 +111,11 @@ def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], se
     def hook(path: str) -> Callable[..., None]:
         def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
             x = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+            acting = adapter.reach.acting if adapter.reach is not None else None  # (B, T); elsewhere it can change nothing
+            rows = slice(None) if acting is None else acting.reshape(-1)
 
             def gradient(delta: torch.Tensor) -> None:
-                found = directions(x, delta.detach().reshape(len(x), -1), moments, path, adapter.rank_of(path), seed)
+                found = directions(x[rows], delta.detach().reshape(len(x), -1)[rows], moments, path, adapter.rank_of(path), seed)
                 if found is not None:
                     taken[path] = found * moments.size(path)
             if output.requires_grad:

@@ -17,13 +17,15 @@ from torch.utils.checkpoint import checkpoint
 
 from lawf_repl.engine.memory import is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
-from lawf_repl.learn.batch import Batch
+from lawf_repl.learn.batch import Batch, starts_of
+from lawf_repl.learn.behind import FixedCache, behind, can_be_cut, nbytes
 from lawf_repl.learn.fused import Fused
 from lawf_repl.learn.head import NOT_APART, Head, replaced
 from lawf_repl.learn.last import Last
 
 T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
+PAST_BYTES = 2**30  # of states before the marks that are kept, where the adapter acts on completions alone
 CACHES = frozenset({"past_key_values", "past_key_value", "cache_params"})
 
 
@@ -40,6 +42,9 @@ class Lower:
         self._last_tried = False
         self._fused = Fused(adapter)
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
+        self._model, self._reach = adapter.base, adapter.reach
+        self._behind: dict[int, tuple[Batch, Batch]] = {}  # the same, to what of it comes behind the marks
+        self._cut = self._reach is not None and can_be_cut(adapter.base, self._reach)
 
     def in_room(self, run: Callable[[], T]) -> T:
         """What `run` gives; where it runs out of memory, once more and from then on, with layers that are computed again."""
@@ -65,41 +70,70 @@ class Lower:
     def states(self, batch: Batch, whole: bool = False) -> torch.Tensor:
         """The head's input at each completion token (N, H). A batch that comes again must be the same object.
 
-        With `whole`, every layer sees every position, as one who watches them needs it.
+        With `whole`, every layer sees every position that the adapter can act on, as one who watches them needs it.
         """
+        batch, kept = self.seen(batch)
+        if self._reach is not None and batch.past is None:
+            with self._reach.only(self.acting(batch)), self._again():
+                return self._states_of(batch)
         if whole:
-            return self._states_of(batch)
+            return self._states_of(batch, kept)
         if self.thrifty:  # what is computed again in the backward pass is computed as it always is
             with self._again():
-                return self._states_of(batch)
+                return self._states_of(batch, kept)
         with self._fused.in_place():
             if not self._last.worth(batch):
-                return self._states_of(batch)
+                return self._states_of(batch, kept)
             if not self._last_tried:
-                self._try_last(batch)
+                self._try_last(batch, kept)
             with self._last.narrowed(batch):
-                return self._states_of(batch)
+                return self._states_of(batch, kept)
 
-    def _states_of(self, batch: Batch) -> torch.Tensor:
-        if not self._layers:
+    def seen(self, batch: Batch) -> tuple[Batch, bool]:
+        """What of a batch is run, and whether its states before the marks are kept. It may be given in place of the batch."""
+        if not self._cut or self._reach is None:
+            return batch, True
+        if batch.past is not None:
+            return batch, any(seen is batch for _, seen in self._behind.values())
+        if id(batch) in self._behind:
+            return self._behind[id(batch)][1], True
+        seen = behind(self._model, self._reach, batch)
+        if seen is None:
+            return batch, True
+        kept = sum(nbytes(one) for _, one in self._behind.values()) + nbytes(seen) <= PAST_BYTES
+        if kept:
+            self._behind[id(batch)] = batch, seen
+        return seen, kept
+
+    def acting(self, batch: Batch) -> torch.Tensor:
+        """The real tokens of a batch on which the adapter acts (B, T)."""
+        if self._reach is None or batch.past is not None:
+            return batch.mask.bool()
+        starts = torch.tensor(starts_of(batch, self._reach), device=batch.ids.device)
+        return batch.mask.bool() & (torch.arange(batch.ids.shape[1], device=starts.device)[None] >= starts[:, None])
+
+    def _states_of(self, batch: Batch, kept: bool = True) -> torch.Tensor:
+        if not self._layers or not kept:
             return self.head.states(batch)
         if id(batch) in self._states:
             with self._skipping(self._states[id(batch)][1]):
                 return self.head.states(batch)
         with self._forwards([*([None] * (len(self._layers) - 1)), self._recording(batch)]):
             whole = self.head.states(batch)
+        if batch.past is not None:
+            batch.past.cache.forget(len(self._layers))
         if not self._tried:
             self._try(batch, whole.detach())
         return whole
 
     @torch.no_grad()
-    def _try_last(self, batch: Batch) -> None:
+    def _try_last(self, batch: Batch, kept: bool) -> None:
         """See on this batch that the last layer may be narrowed; where it may not, it is not."""
         self._last_tried = True
-        expected = self._states_of(batch)
+        expected = self._states_of(batch, kept)
         try:
             with self._last.narrowed(batch):
-                good = torch.allclose(self._states_of(batch), expected, rtol=0, atol=CLOSE * float(expected.float().std()), equal_nan=True)
+                good = torch.allclose(self._states_of(batch, kept), expected, rtol=0, atol=CLOSE * float(expected.float().std()), equal_nan=True)
         except NOT_APART:
             good = False
         if not good:
@@ -107,7 +141,8 @@ class Lower:
 
     def forget(self, batch: Batch) -> None:
         """Let go of a batch's states."""
-        self._states.pop(id(batch), None)
+        _, seen = self._behind.pop(id(batch), (batch, batch))
+        self._states.pop(id(seen), None)
 
     @torch.no_grad()
     def _try(self, batch: Batch, whole: torch.Tensor) -> None:
@@ -115,10 +150,10 @@ class Lower:
         try:
             again = self._states_of(batch)
             good = torch.allclose(again, whole, rtol=0, atol=CLOSE * float(whole.float().std()), equal_nan=True)
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):  # it needs what the layers would have given
+        except NOT_APART:  # it needs what the layers would have given
             good = False
         if not good:
-            self._layers, self._states = [], {}
+            self._layers, self._states, self._behind = [], {}, {}
 
     def _recording(self, batch: Batch) -> Callable[..., Any]:
         last = self._layers[-1].forward
@@ -141,7 +176,8 @@ class Lower:
         """Inside, where it is asked for, the layers with a LoRA keep only what they were given."""
         with ExitStack() as stack:
             for layer in self._above if self.thrifty and torch.is_grad_enabled() else ():
-                stack.enter_context(replaced(layer, partial(_twice, layer.forward)))
+                own = layer.forward if self._reach is None else self._reach.bound(layer.forward)
+                stack.enter_context(replaced(layer, partial(_twice, own)))
             yield
 
     @contextmanager
@@ -157,7 +193,7 @@ class Lower:
 def _twice(own: Callable[..., Any], *given: Any, **more: Any) -> Any:
     """A layer's forward that is computed again in the backward pass."""
     for name in CACHES & more.keys():  # some models hand one down unasked, and the second time would write behind the first
-        more[name] = None
+        more[name] = more[name] if isinstance(more[name], FixedCache) else None
     return checkpoint(own, *given, use_reentrant=False, **more)
 
 

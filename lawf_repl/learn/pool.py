@@ -45,8 +45,9 @@ class Pool:
         left = KEPT_BYTES
         with adapter.off(), torch.no_grad():
             for batch in self._batches:
-                with moments.reading(batch.mask) if moments else nullcontext():
-                    states = lower.states(batch, whole=moments is not None)
+                seen, _ = lower.seen(batch)
+                with moments.reading(lower.acting(seen)) if moments else nullcontext():
+                    states = lower.states(seen, whole=moments is not None)
                 left -= 4 * len(states) * lower.head.vocabulary
                 self._references.append(Reference.of(lower.head, states, left >= 0))
 

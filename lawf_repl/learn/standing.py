@@ -55,12 +55,14 @@ def prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wat
     own = {tuple(case.prompt_ids) for case in cases}
     held = [pair for pair in replay if tuple(pair[0]) not in own]  # what is corrected is not held
     seen = held or pairs  # with nothing to hold, their own inputs give the units
-    moments = Moments(adapter, sum(len(prompt) + len(answer) for prompt, answer in seen), settings.seed)
+    begun = len(adapter.reach.mark) if adapter.reach is not None else None  # tokens of a prompt that it acts on
+    moments = Moments(adapter, sum((len(prompt) if begun is None else begun) + len(answer) for prompt, answer in seen), settings.seed)
     lower = Lower(adapter)
     places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
     rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
-    with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(batch.mask):
-        states = lower.states(batch, whole=not held)
+    run, _ = lower.seen(batch)
+    with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(lower.acting(run)):
+        states = lower.states(run, whole=not held)
     reference = Reference.of(lower.head, states[rest], 4 * len(rest) * lower.head.vocabulary <= KEPT_BYTES)
     target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
                     weight[places])

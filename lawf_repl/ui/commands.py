@@ -33,7 +33,7 @@ class Request:
 
 
 SETTINGS = ("confidence", "target_p", "max_tokens", "temperature", "top_p", "seed", "max_steps", "max_seconds", "preset", "rank", "layers",
-            "variations", "rounds", "hold", "goal_p", "pull")
+            "scope", "variations", "rounds", "hold", "goal_p", "pull")
 COMMANDS: tuple[Command, ...] = (
     Command("new", "", "the next prompt starts a new conversation", group="answer"),
     Command("edit", "", "open the answer view again", group="answer"),

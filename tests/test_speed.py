@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lawf_repl.bench import decoding, speed
+from lawf_repl.bench import decoding, lengths, speed
 from lawf_repl.bench.decoding import Correcting, endless, prompt_of, weight_bytes, write, write_plainly
 from lawf_repl.bench.figures import Figure
 from lawf_repl.bench.models import SHAPES, Subject, random_model, random_tokenizer
@@ -31,8 +31,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Subject:
     """A random model of a shape of its own, small enough for a test."""
     monkeypatch.setitem(SHAPES, "tiny", (LlamaConfig, LlamaForCausalLM, TINY))
     monkeypatch.setattr(decoding, "DECODED", {"tiny": 4})
-    monkeypatch.setattr(decoding, "LONG", (20, 40))
-    monkeypatch.setattr(decoding, "LONG_ANSWER", 5)
+    monkeypatch.setattr(lengths, "LONG", (20, 40))
+    monkeypatch.setattr(lengths, "LONG_ANSWER", 5)
     monkeypatch.setattr(decoding, "READ_BYTES", 2**16)
     return Subject(Settings(device="cpu"), "tiny")
 

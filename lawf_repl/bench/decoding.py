@@ -1,4 +1,4 @@
-"""Figures of generating: decoding against transformers and against the memory, a correction against reading the prefix again, long prompts."""
+"""Figures of generating: decoding against transformers and against the memory, and a correction against reading the prefix again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ TEXT = "What is the capital of Australia? It is a town that was made for it, bet
 PROMPT, ANSWER = 200, 30  # tokens before a correction
 DECODED = {"demo": 256, "135m": 64, "0.6b": 16}
 SHORT_REPEATS = 25  # of what takes milliseconds, as a change of processes does
-LONG = (1000, 2000, 4000, 8000)
 LONG_ANSWER = 300
 READ_BYTES = 2**29  # far more than any cache holds
 QUESTION, RIGHT = "What is the capital of Australia?", "The capital of Australia is Canberra."
@@ -164,26 +163,6 @@ def correction_figures(subject: Subject) -> Iterator[Figure]:
         seconds = interleaved({"ours": correcting.ours, "theirs": correcting.theirs}, SHORT_REPEATS)
     yield Figure(f"first token after a correction at {PROMPT} + {ANSWER} tokens, {engine.name}", seconds["ours"], seconds["theirs"], "s",
                  "reading the prefix again", 0.12, repeats=SHORT_REPEATS, note="with the statistics of the fix and of the token behind it")
-
-
-def prompt_figures(subject: Subject) -> Iterator[Figure]:
-    """Long prompts, of a random model: how the time per token grows, and what a correction behind a long answer takes."""
-    if subject.shape is None:
-        return
-    engine = subject.engine
-    first = 0.0
-    with endless(engine):
-        for length in LONG:
-            prompt = prompt_of(engine, length)
-            seconds = timed(lambda prompt=prompt: write(engine, prompt, 1))() / length  # type: ignore[misc]
-            first = first or seconds
-            if length != LONG[0]:
-                yield Figure(f"reading a prompt of {length} tokens, per token, {engine.name}", seconds, first, "s", f"one of {LONG[0]} tokens",
-                             repeats=1)
-        correcting = Correcting(engine, subject.peer(), LONG[-1], LONG_ANSWER)
-        correcting.ours()
-        yield Figure(f"first token after a correction at {LONG[-1]} + {LONG_ANSWER} tokens, {engine.name}", correcting.ours(), correcting.theirs(),
-                     "s", "reading the prefix again", repeats=1)
 
 
 def reply_figures(subject: Subject) -> Iterator[Figure]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lawf_repl.bench.decoding import correction_figures, decode_figures, prompt_figures, reply_figures
+from lawf_repl.bench.decoding import correction_figures, decode_figures, reply_figures
 from lawf_repl.bench.figures import Figure
+from lawf_repl.bench.lengths import length_figures
 from lawf_repl.bench.models import Subject
 from lawf_repl.bench.stepping import memory_figures, step_figures, training_figures
 from lawf_repl.errors import UsageError
@@ -14,7 +15,7 @@ from lawf_repl.errors import UsageError
 PARTS: dict[str, Callable[[Subject], Iterator[Figure]]] = {
     "correct": correction_figures,
     "decode": decode_figures,
-    "prompt": prompt_figures,
+    "prompt": length_figures,
     "reply": reply_figures,
     "step": step_figures,
     "memory": memory_figures,

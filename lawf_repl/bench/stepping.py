@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any, Literal
@@ -39,10 +39,10 @@ PAPER = f"the paper's loop (second copy, full logits, checkpointing, AdamW), tor
 Step = Callable[[], object]
 
 
-def made_up_case(vocabulary: int, tokens: int = TOKENS, completion: int = COMPLETION) -> Case:
-    """Random ids, two of the completion corrected."""
+def made_up_case(vocabulary: int, tokens: int = TOKENS, completion: int = COMPLETION, mark: Sequence[int] = ()) -> Case:
+    """Random ids, two of the completion corrected; the prompt ends with `mark`."""
     ids = torch.randint(3, min(vocabulary, 40000), (tokens,), generator=torch.Generator().manual_seed(1)).tolist()
-    prompt, answer = tuple(ids[:-completion]), tuple(ids[-completion:])
+    prompt, answer = (*ids[:tokens - completion - len(mark)], *mark), tuple(ids[-completion:])
     anchors = tuple(Anchor(place, 0, answer[place], "", "", 1.0, 0.0) for place in CORRECTED if place < completion)
     return Case("made up", prompt, answer, anchors)
 
@@ -54,10 +54,10 @@ class Undirected(Loop):
         """The ones that were drawn."""
 
 
-def our_loop(model: Any, layers: str, case: Case) -> tuple[Loop, Adapter]:
-    """A training of ours just before its first step, nothing held but the case itself."""
+def our_loop(model: Any, layers: str, case: Case, mark: Sequence[int] = ()) -> tuple[Loop, Adapter]:
+    """A training of ours just before its first step, nothing held but the case itself; with a `mark`, it acts from there on."""
     settings = Settings(layers=layers)
-    adapter = Adapter.fresh(model, settings, "bench")
+    adapter = Adapter.fresh(model, settings, "bench", mark)
     return Undirected(adapter, prepare(adapter, [case], (), (), settings), settings, time.monotonic()), adapter
 
 

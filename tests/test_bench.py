@@ -172,7 +172,7 @@ def test_the_command_prints_one_object_of_its_schema(demo_engine: Engine, monkey
 @pytest.mark.parametrize(("arguments", "word"), [
     (["--edits", "0"], "at least 1"), (["--seeds", "-1"], "at least 1"), (["--model", "x"], "leave out --model"),
     (["--adapter", "x"], "leave out --adapter"), (["--stream", "0"], "at least 1"), (["--levers", "--plot"], "--levers and --plot are two"),
-    (["--levers", "--rows", "x"], "leave it out"), (["--levers", "--svg", "x"], "give it with --plot"), (["--svg", "/none/x.svg"], "no such folder"),
+    (["--plot", "--rows", "x"], "leave it out"), (["--levers", "--svg", "x"], "give it with --plot"), (["--svg", "/none/x.svg"], "no such folder"),
 ])
 def test_bad_arguments_are_one_line(arguments: list[str], word: str, capsys: Any) -> None:
     assert main(["bench", "objective", *arguments]) == 2
@@ -194,9 +194,9 @@ def test_an_interrupted_bench_goes_on_where_it_was(
     over = [replace(ROW, edit=task.name), replace(ROW, edit=task.name, when="end")]
     half = [replace(ROW, edit=task.name, recipe="lawf_paper"), replace(ROW, edit=task.name, recipe="lawf_paper 32", when="end")]
     text = "".join(json.dumps(asdict(row)) + "\n" for row in (*over, *half)) + '{"recipe": "law'
-    assert read_rows(text) == over == complete([*over, *half])  # the paper's recipe is over at its last step only
+    assert complete(read_rows(text)) == over == complete([*over, *half])  # the paper's recipe is over at its last step only
     (tmp_path / "rows").write_text(text)
-    assert _known(tmp_path / "rows") == over and read_rows((tmp_path / "rows").read_text()) == over
+    assert _known(tmp_path / "rows", complete) == over and read_rows((tmp_path / "rows").read_text()) == over
     trained: list[str] = []
 
     def trains(engine: Engine, meter: Meter, task: Task, seed: int, peer: Peer, target_p: float) -> Iterator[Row]:
@@ -222,13 +222,17 @@ def test_each_lever_changes_what_it_says(demo_engine: Engine, demo_probe_set: Pr
 
     def ours(engine: Engine, meter: Meter, task: Task, seed: int, settings: Settings, probes: ProbeSet, way: type[Loop]) -> Iterator[Row]:
         seen.append((task.case.anchors[0].confidence, settings, len(probes.replay), way))
-        yield replace(ROW, recipe="lawf", when="equal")
-        yield replace(ROW, recipe="lawf", when="end", drift_nats=float(len(seen)))
+        yield replace(ROW, recipe="lawf", edit=task.name, when="equal")
+        yield replace(ROW, recipe="lawf", edit=task.name, when="end", drift_nats=float(len(seen)))
 
     monkeypatch.setattr(levers, "run_ours", ours)
     rows = levers.run_levers(demo_engine, ProbeSet(demo_probe_set.probes[:2], demo_probe_set.replay[:3]), [task], 1, Settings(), lambda row: None)
     assert [row.recipe for row in rows] == [name for name, _ in levers.LEVERS] == [one.recipe for one in levers.summarize_levers(rows)]
     by_name = dict(zip((name for name, _ in levers.LEVERS), seen, strict=True))
+    heard: list[Row] = []
+    again = levers.run_levers(demo_engine, ProbeSet(demo_probe_set.probes[:2]), [task], 1, Settings(), heard.append, rows[1:])
+    assert again[1:] == rows[1:] and heard == again[:1] and len(seen) == len(rows) + 1, "what is known is not trained again"
+    seen.pop()
     assert by_name["as shipped"] == (1.0, Settings(), 3, Loop) and by_name["confidence 0.5"] == (0.5, Settings(), 3, Loop)
     assert by_name["neither"] == (1.0, replace(Settings(), variations=0), 0, Loop) and by_name["rank 8"][1].rank == 8
     assert len({str(found) for found in seen}) == len(seen)

@@ -88,7 +88,8 @@ def test_all_parts_are_run_or_the_one_that_was_asked_for(tiny: Subject, monkeypa
     figures = list(speed.run_speed(tiny))
     assert [figure.what.partition(",")[0] for figure in figures] == [
         "first token after a correction at 200 + 30 tokens", "decode with statistics", "decode with statistics",
-        "reading a prompt of 40 tokens", "first token after a correction at 40 + 5 tokens"]
+        "reading a prompt of 40 tokens", "first token after a correction at 40 + 5 tokens", "training step at 20 + 5 tokens",
+        *["training step at 40 + 5 tokens"] * 3]
     assert all(figure.ours > 0 and figure.theirs > 0 for figure in figures) and [figure.goal for figure in figures[:3]] == [0.12, None, 0.8]
     assert [figure.unit for figure in speed.run_speed(tiny, "decode")] == ["tokens/s", "tokens/s"]
     with pytest.raises(UsageError, match="--only sleep: expected one of correct, decode"):

@@ -22,6 +22,7 @@ from lawf_repl.learn.variations import (
     as_asked,
     departures,
     influence,
+    swaps,
     together,
     user_turn,
     variations,
@@ -235,6 +236,21 @@ def test_only_what_repeats_the_mistake_in_much_the_same_request_is_left_out(
     monkeypatch.setattr(module, "write", lambda *arguments: [(list(case.prompt_ids), before), (varied, given), (varied[:-1], []),
                                                              (varied[1:], list(case.completion_ids))])
     assert variations(demo_engine, case, messages, 8).pairs == ([] if same else [(varied, given)])
+
+
+@pytest.mark.parametrize("edit, expected", [
+    (LIGHT, {"Use a tool: Turn on the light in the garden."}),
+    (RING, set()),                                                # names neither of them
+    (("Is the lamp on or off?", "The lamp is on.", "The lamp is off."), {"Is the lamp off or off?", "Is the lamp on or on?"}),
+])
+def test_what_was_chosen_and_rejected_change_places_in_the_prompt(demo_engine: Engine, edit: tuple[str, str, str], expected: set[str]) -> None:
+    case, _ = corrected(demo_engine, *edit)
+    messages = [{"role": "user", "content": edit[0]}]
+    found = swaps(demo_engine, case.prompt_ids, *user_turn(demo_engine, case.prompt_ids, messages), case)
+    assert sorted(map(tuple, found)) == sorted(ids_of(demo_engine, text) for text in expected)
+    made = {tuple(prompt) for prompt, _ in variations(demo_engine, case, messages, 16).pairs}
+    assert {tuple(prompt) for prompt in found} <= made, "none of them repeats the mistake: all are held"
+    assert not variations(demo_engine, case, messages, 0).pairs
 
 
 def test_stopping_makes_none(demo_engine: Engine, case: Case) -> None:

@@ -17,7 +17,7 @@ from lawf_repl.records import Case
 from tests.test_train import case
 
 SETTINGS = Settings()
-ALL = (Loop, ways.Adam3e3, ways.Adam1e3, ways.RandomDirections, ways.PlainDirections, ways.Weighted4, ways.CrossEntropy, ways.Proportions,
+ALL = (Loop, ways.Adam1e3, ways.RandomDirections, ways.PlainDirections, ways.Weighted4, ways.CrossEntropy, ways.Proportions,
        ways.Averaged, ways.HoldAll)
 
 

@@ -25,9 +25,9 @@ LEVERS: tuple[tuple[str, Changes], ...] = (
     ("nothing held", {"rounds": 1}), ("variations 160", {"variations": 160}), ("hold 0.003", {"hold": 0.003}), ("hold 0.1", {"hold": 0.1}),
     ("rank 1", {"rank": 1}), ("rank 2", {"rank": 2}), ("rank 8", {"rank": 8}), ("rank 16", {"rank": 16}), ("all layers", {"layers": "all"}),
     ("pull 0", {"pull": 0.0}), ("pull 300", {"pull": 300.0}), ("pull 30000", {"pull": 3e4}),
-    ("goal_p 0.99", {"goal_p": 0.99}), ("goal_p 0.999", {"goal_p": 0.999}), ("goal_p 0.9999", {"goal_p": 0.9999}),
-    ("goal_p 0.99999", {"goal_p": 0.99999}),
-    ("Adam, steps of 0.003", {"way": ways.Adam3e3}), ("Adam, steps of 0.001", {"way": ways.Adam1e3}),
+    ("goal_p 0.99", {"goal_p": 0.99}), ("goal_p 0.9999", {"goal_p": 0.9999}), ("goal_p 0.999999", {"goal_p": 0.999999}),
+    ("completion only", {"scope": "completion"}),
+    ("Adam, steps of 0.001", {"way": ways.Adam1e3}),
     ("Adam, steps of 0.0003", {"way": ways.Adam3e4}), ("Adam, steps of 0.0001", {"way": ways.Adam1e4}),
     ("random directions", {"way": ways.RandomDirections}), ("not whitened", {"way": ways.PlainDirections}),
     ("anchors weigh 4", {"way": ways.Weighted4}), ("anchors weigh 16", {"way": ways.Weighted16}),
@@ -37,16 +37,21 @@ LEVERS: tuple[tuple[str, Changes], ...] = (
 )
 
 
-def run_levers(engine: Engine, probes: ProbeSet, tasks: Sequence[Task], seeds: int, settings: Settings, on_row: Callable[[Row], None]) -> list[Row]:
-    """Our recipe on every edit, once for each lever, read at its end. The rows are called as the lever is."""
+def run_levers(engine: Engine, probes: ProbeSet, tasks: Sequence[Task], seeds: int, settings: Settings, on_row: Callable[[Row], None],
+               known: Sequence[Row] = ()) -> list[Row]:
+    """Our recipe on every edit, once for each lever, read at its end. The rows are called as the lever is; what `known` has is not run again."""
     meter, rows = Meter(engine, probes), []
+    over = {(row.recipe, row.edit, row.seed): row for row in known}
     for name, changes in LEVERS:
         own = {key: value for key, value in changes.items() if key not in ("replay", "confidence", "way")}
-        known = probes if changes.get("replay", True) else ProbeSet(probes.probes)
+        held = probes if changes.get("replay", True) else ProbeSet(probes.probes)
         for seed in range(seeds):
             for task in tasks:
+                if (name, task.name, seed) in over:
+                    rows.append(over[name, task.name, seed])
+                    continue
                 case = replace(task.case, anchors=tuple(replace(anchor, confidence=changes.get("confidence", 1.0)) for anchor in task.case.anchors))
-                for row in run_ours(engine, meter, replace(task, case=case), seed, replace(settings, **own), known, changes.get("way", Loop)):
+                for row in run_ours(engine, meter, replace(task, case=case), seed, replace(settings, **own), held, changes.get("way", Loop)):
                     if row.when == "end":
                         rows.append(replace(row, recipe=name))
                         on_row(rows[-1])

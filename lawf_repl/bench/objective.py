@@ -218,9 +218,9 @@ def complete(rows: Sequence[Row]) -> list[Row]:
 
 
 def read_rows(text: str) -> list[Row]:
-    """The complete ones of an earlier run, one JSON object a line; a last line may be cut off. Raises ValueError, TypeError for anything else."""
+    """Those of an earlier run, one JSON object a line; a last line may be cut off. Raises ValueError, TypeError for anything else."""
     lines = text.splitlines(keepends=True)
-    return complete([Row(**json.loads(line)) for line in lines if line.endswith("\n") and line.strip()])
+    return [Row(**json.loads(line)) for line in lines if line.endswith("\n") and line.strip()]
 
 
 def summarize(rows: Sequence[Row]) -> list[Summary]:

@@ -24,7 +24,7 @@ from lawf_repl.export.trials import Trial
 CLOSE = 1e-3      # logits of the same model by the same library, float32
 CLOSE_HALF = 0.1  # the same in half precision, or
 SHARE_HALF = 0.1  # that much of what the adapter moves: transformers rounds a LoRA to the number type of its base, peft does not
-STRONGER = "train with a stronger margin (--target-p 0.99, or goal_p = 0.9999999 in the config file)"
+STRONGER = "train with a stronger margin (--target-p 0.99, or goal_p = 0.99999999 in the config file)"
 SHARE = 0.5       # of what the adapter moves: rounding that is larger has eaten it
 BY = {"peft": "PeftModel.from_pretrained", "transformers": "load_adapter"}
 # Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it.

@@ -30,7 +30,6 @@ from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
 Stop = Callable[[], bool]
 BEYOND = 5            # times nearer to 1 than --target-p, the goal at least
-CERTAIN = -1e-7       # log-probability of a chosen token that is as good as 1
 ITERATIONS = 20       # of one round, once everything holds
 STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived where everything holds;
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short
@@ -225,9 +224,12 @@ class Loop:
         """What is lowered at each anchor (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
         at = logprobs[target.anchors, target.chosen]  # (M,)
-        # Nothing more is asked beyond CERTAIN: weights that are still made smaller there, at the same odds, carry over to fewer paraphrases.
-        odds = at - torch.log(-torch.expm1(at.clamp(max=CERTAIN)))
-        return torch.where(target.hard, torch.nn.functional.softplus(self.goal_odds - odds), anchor_kl(logprobs, target))
+        others = logprobs[target.anchors].scatter(1, target.chosen[:, None], -math.inf).logsumexp(-1)
+        odds = at - others  # of p itself float32 knows nothing any more so near to 1
+        # Nothing is asked beyond the goal, which is approached as steeply as ever: where it fades out instead, weights settle that are smaller at
+        # the same odds and carry over to fewer paraphrases.
+        missing = (self.goal_odds - odds).clamp(min=0)
+        return torch.where(target.hard, torch.nn.functional.softplus(missing), anchor_kl(logprobs, target))
 
     def aim(self) -> None:
         """Give the adapter its directions."""

@@ -57,11 +57,12 @@ def variations(engine: Engine, case: Case, messages: Sequence[Message], count: i
     close = ids[end:end + 1]
     drawn = torch.Generator(device="cpu").manual_seed(seed)
     room = min(count, TOKENS // len(ids))
-    elsewhere = mentions(engine, case, others, ids[end:], as_asked(engine, case), room // ELSEWHERE) if close else []
-    beginnings = [*departures(engine, ids, start, end, room - len(elsewhere), drawn, case), *elsewhere]
-    if not beginnings:
+    swapped = swaps(engine, ids, start, end, case)[:room]
+    elsewhere = mentions(engine, case, others, ids[end:], as_asked(engine, case), (room - len(swapped)) // ELSEWHERE) if close else []
+    beginnings = [*departures(engine, ids, start, end, room - len(swapped) - len(elsewhere), drawn, case), *elsewhere]
+    if not beginnings and not swapped:
         return Varied([])
-    (_, before), *written = write(engine, ids, end, close, beginnings, drawn, stop)
+    (_, before), *written = write(engine, ids, end, close, beginnings, drawn, stop, swapped)
     if stop():
         return Varied([])
     concern = Concern(engine, case, start, end, before)
@@ -79,8 +80,8 @@ def together(varied: Sequence[Varied]) -> list[Pair]:
 
 
 def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings: Sequence[list[int]],
-          drawn: torch.Generator, stop: Callable[[], bool]) -> list[tuple[list[int], list[int]]]:
-    """The prompt `ids` itself and each of the `beginnings` finished by the base up to `end`, each with the base's greedy answer.
+          drawn: torch.Generator, stop: Callable[[], bool], whole: Sequence[list[int]] = ()) -> list[tuple[list[int], list[int]]]:
+    """The prompt `ids` itself, each of the `beginnings` finished by the base up to `end`, and `whole` prompts, each with the base's greedy answer.
 
     What of the prompt would be long to write anew stays as it was, and so does all where no id `close` marks the end of a turn. A turn that
     does not come to its end is left out.
@@ -89,6 +90,7 @@ def write(engine: Engine, ids: list[int], end: int, close: list[int], beginnings
     # (the rest of this prompt cannot stand behind the beginning of another)
     new = [False, *(bool(close) and (end - len(beginning) <= REWRITTEN or beginning[:-1] != ids[:len(beginning) - 1]) for beginning in beginnings)]
     rows = [beginning if anew else [*beginning, *ids[len(beginning):]] for beginning, anew in zip([ids, *beginnings], new, strict=True)]
+    rows, new = [*rows, *whole], [*new, *([False] * len(whole))]
     lengths = [len(row) for row in rows]
     prompts = [0 if anew else len(row) for row, anew in zip(rows, new, strict=True)]  # their lengths, 0 until the turn is at its end
     left = [REWRITTEN + MORE_TOKENS if anew else ANSWER_TOKENS for anew in new]
@@ -163,6 +165,32 @@ def departures(engine: Engine, ids: Sequence[int], start: int, end: int, count: 
         likely = [id_ for id_ in [*sure[row], *others] if float(p[row, id_]) >= UNLIKELY and id_ not in here]
         found += [(0.0 if turn < SURE else (turn - SURE + 1) / weight[row], -float(p[row, id_]), place, id_) for turn, id_ in enumerate(likely)]
     return [[*ids[:place], id_] for _, _, place, id_ in sorted(found)[:count]]
+
+
+def swaps(engine: Engine, ids: Sequence[int], start: int, end: int, case: Case) -> list[list[int]]:
+    """The prompt with what was chosen in place of what was rejected or the other way round, wherever it names one of them in [start, end).
+
+    "Turn on the light in the garden", where "turn off ..." is corrected: nothing stands nearer, and seldom is it written by chance.
+    """
+    found: list[list[int]] = []
+    for anchor in case.anchors[:ABOUT]:
+        pairs = list(zip(*(forms(engine, id_) for id_ in (anchor.rejected_id, anchor.chosen_id)), strict=True))
+        for place in range(start, end):
+            for one, other in (*pairs, *(pair[::-1] for pair in pairs)):
+                if one is not None and other is not None and one != other and ids[place] == one:
+                    found.append([*ids[:place], other, *ids[place + 1:]])
+    return [list(prompt) for prompt in dict.fromkeys(map(tuple, found))]
+
+
+def forms(engine: Engine, id_: int) -> list[int | None]:
+    """The tokens that its word is in a text: as it is, behind a space, at the beginning of a sentence; None where that is no single token."""
+    text = engine.token_text(id_)
+    (word,) = found if len(found := words(text)) == 1 else ("",)
+    out: list[int | None] = [id_]
+    for form in (word, f" {word}", word.capitalize(), f" {word.capitalize()}"):
+        tokens = engine.tokenizer.encode(form) if word else []
+        out.append(tokens[0] if len(tokens) == 1 else None)
+    return out
 
 
 def about(engine: Engine, case: Case) -> set[int]:

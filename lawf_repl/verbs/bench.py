@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,8 +37,8 @@ def run_bench(options: argparse.Namespace, settings: Settings) -> int:
     asked = [name for name in ("levers", "stream", "plot") if getattr(options, name)] or (["plot"] if options.svg else [])
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} are two comparisons: give one of them")
-    if asked and options.rows is not None:
-        raise UsageError("--rows keeps the readings of the peers' comparison: leave it out here")
+    if asked and asked != ["levers"] and options.rows is not None:
+        raise UsageError("--rows keeps the readings of the peers' comparison, or of --levers: leave it out here")
     if options.svg is not None and asked != ["plot"]:
         raise UsageError("--svg is the plot as a file: give it with --plot, or alone")
     if options.svg is not None and not options.svg.absolute().parent.is_dir():
@@ -53,16 +53,14 @@ def _peers(options: argparse.Namespace, settings: Settings) -> int:
     from lawf_repl.engine.base import load_engine
     from lawf_repl.measure.prompts import demo_probes
 
-    known = _known(options.rows) if options.rows is not None else []
+    known = _known(options.rows, complete)
     edits = spread(load_edits(), options.edits)
     engine = load_engine(settings)
     rows: list[Row] = [*known]
 
     def keep(row: Row) -> None:
         rows.append(row)
-        if options.rows is not None:
-            with options.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+        _append(options.rows, row)
         _tell(f"seed {row.seed}  {row.edit}  {row.recipe} ({row.when}): drift {row.drift_nats:.1e} nats after {row.steps} steps")
 
     interrupted = False
@@ -81,23 +79,26 @@ def _peers(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _levers(options: argparse.Namespace, settings: Settings) -> int:
-    from lawf_repl.bench.levers import run_levers, summarize_levers
+    from lawf_repl.bench.levers import LEVERS, run_levers, summarize_levers
     from lawf_repl.bench.objective import make_tasks, spread
     from lawf_repl.demo.edits import load_edits
     from lawf_repl.engine.base import load_engine
     from lawf_repl.measure.prompts import demo_probes
 
     edits = spread(load_edits(), options.edits)
+    names, levers = {edit["name"] for edit in edits}, {name for name, _ in LEVERS}
+    known = [row for row in _known(options.rows, list) if row.edit in names and row.seed < options.seeds and row.recipe in levers]
     engine = load_engine(settings)
-    rows: list[Row] = []
+    rows: list[Row] = [*known]
 
     def keep(row: Row) -> None:
         rows.append(row)
+        _append(options.rows, row)
         _tell(f"seed {row.seed}  {row.edit}  {row.recipe}: drift {row.drift_nats:.1e} nats after {row.steps} steps")
 
     interrupted = False
     try:
-        run_levers(engine, demo_probes(engine), make_tasks(engine, edits, settings.target_p), options.seeds, settings, keep)
+        run_levers(engine, demo_probes(engine), make_tasks(engine, edits, settings.target_p), options.seeds, settings, keep, known)
     except KeyboardInterrupt:
         interrupted = True
     summaries = summarize_levers(rows)
@@ -171,18 +172,24 @@ def _plot(options: argparse.Namespace, settings: Settings) -> int:
     return 130 if interrupted else 0
 
 
-def _known(path: Path) -> list[Row]:
-    """What an earlier run left in the file, which is left with that alone. Raises UsageError for a file of something else."""
+def _known(path: Path | None, whole: Callable[[list[Row]], list[Row]]) -> list[Row]:
+    """What an earlier run left in the file, of that what is `whole`, which alone is left in it. Raises UsageError for one of something else."""
     from lawf_repl.bench.objective import read_rows
 
-    if not path.exists():
+    if path is None or not path.exists():
         return []
     try:
-        known = read_rows(read_text(path))
+        known = whole(read_rows(read_text(path)))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} does not hold the readings of a bench: {first_line(error)}; name another file") from error
     path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in known), encoding="utf-8")
     return known
+
+
+def _append(path: Path | None, row: Row) -> None:
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
 
 
 def _tell(text: str) -> None:

@@ -19,6 +19,7 @@ from lawf_repl.engine.memory import is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
 from lawf_repl.learn.batch import Batch, starts_of
 from lawf_repl.learn.behind import FixedCache, behind, can_be_cut, nbytes
+from lawf_repl.learn.elementwise import Elementwise
 from lawf_repl.learn.fused import Fused
 from lawf_repl.learn.head import NOT_APART, Head, replaced
 from lawf_repl.learn.last import Last
@@ -40,7 +41,7 @@ class Lower:
         self._tried = not self._layers
         self._last = Last(self._above)
         self._last_tried = False
-        self._fused = Fused(adapter)
+        self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
         self._model, self._reach = adapter.base, adapter.reach
         self._behind: dict[int, tuple[Batch, Batch]] = {}  # the same, to what of it comes behind the marks
@@ -81,7 +82,7 @@ class Lower:
         if self.thrifty:  # what is computed again in the backward pass is computed as it always is
             with self._again():
                 return self._states_of(batch, kept)
-        with self._fused.in_place():
+        with self._fused.in_place(), self._elementwise.in_place():
             if not self._last.worth(batch):
                 return self._states_of(batch, kept)
             if not self._last_tried:

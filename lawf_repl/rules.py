@@ -67,7 +67,7 @@ RULES: dict[str, Rule] = {
         "choice", "standard", "how thorough training is: sets variations, rounds and hold where they are not set themselves",
         choices=("quick", "standard", "careful"), flag=False),
     "goal_p": Rule(
-        "number", 0.9999999, "probability that training pulls corrected tokens to; what is above --target-p carries over to paraphrases",
+        "number", 0.99999997, "probability that training pulls corrected tokens to; what is above --target-p carries over to paraphrases",
         above=0, below=1, flag=False),
     "variations": Rule(
         "whole", 64, "prompts almost like the corrected one that the model makes up, to be held like replay prompts", low=0, high=MOST, flag=False),

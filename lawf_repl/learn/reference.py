@@ -14,7 +14,7 @@ import torch
 from lawf_repl.learn.head import Head
 from lawf_repl.learn.objective import finite_logprobs
 
-CHUNK_BYTES = 2**26  # of one tensor of log-probabilities; a chunk has five of them at a time
+CHUNK_BYTES = 2**24  # of one tensor of log-probabilities; a chunk has five of them at a time
 
 
 class Reference:

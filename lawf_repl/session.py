@@ -636,7 +636,10 @@ class Session:
         self._record("note", text="the last training was discarded", what="adapter", adapter=self._version, adapter_on=self.adapter_on)
 
     def switch_adapter(self, on: bool) -> None:
-        """Turn the adapter on or off; the cache is dropped, since it holds the other's states. Raises TrainingError without one."""
+        """Turn the adapter on or off. The cache holds the other's states: it is dropped, but for a prompt that the adapter leaves alone.
+
+        Raises TrainingError without one.
+        """
         if self._adapter is None:
             raise TrainingError("there is no adapter yet: train one, or start with --adapter DIR")
         self._switch(on)

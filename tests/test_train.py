@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -359,3 +360,17 @@ def test_cases_and_held_answers_in_one_pass_are_the_same_objective(adapter: Adap
     assert total > 1.01 * loop._evaluate()[0], "what is held counts"
     assert total == pytest.approx(apart, rel=1e-4) and reading.wrong == seen.wrong
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()) + 1e-6) for a, b in zip(gradients, slopes, strict=True))
+
+
+def test_an_anchor_is_pulled_to_its_goal_by_odds_that_float32_still_tells_apart_and_no_further() -> None:
+    logits = torch.tensor([[20.0, 3.2, 0.0], [20.0, 2.9, 0.0], [20.0, 0.0, 0.0]], requires_grad=True)  # p is 1 in float32 in all of them
+    place = torch.arange(3)
+    target = SimpleNamespace(anchors=place, chosen=torch.zeros(3, dtype=torch.long), hard=torch.ones(3, dtype=torch.bool),
+                             ref_logprobs=torch.full((3, 3), -1.1), confidence=torch.ones(3))
+    loop: Any = SimpleNamespace(prepared=SimpleNamespace(target=target), goal_odds=17.0)
+    lost = learn_train.Loop.anchor_losses(loop, logits.log_softmax(-1))
+    lost.sum().backward()
+    assert logits.grad is not None
+    pulled = logits.grad[:, 0]
+    assert float(pulled[0]) < -0.4 and float(pulled[2]) == 0, "as steep as ever at the goal, and nothing beyond"
+    assert float(lost[0].detach()) > float(lost[1].detach()) >= float(lost[2].detach())

@@ -38,6 +38,8 @@ TRIAL_TEXT = "The quick brown fox jumps over the lazy dog, and 12 others follow.
 NOTES = {"snapshot": "{} has recurrent layers, which cannot be cut: a correction restores a snapshot and reads a few tokens again",
          "recompute": "{} has a cache that cannot be cut: a correction reads the prompt and what was kept of the answer again",
          "none": "{} has no cache that can be relied on: every token reads the whole text again, which is slow"}
+# A chat template is somebody's program: what it raises where it refuses a conversation, or is wrong.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 RESERVED = frozenset({"tokenize", "add_generation_prompt", "continue_final_message", "conversation", "chat_template", "padding", "truncation",
                       "max_length", "tokenizer_kwargs"})  # arguments of apply_chat_template itself
 
@@ -112,7 +114,7 @@ class Engine:
             typed = any(mark in message["content"] for mark in self.tokenizer.special_texts for message in messages)
             ids = hub.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False, sanitize_control_tokens=typed,
                                           **self.template_args)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:  # a template is somebody's program
+        except TEMPLATE_ERRORS as error:  # a template is somebody's program
             raise PromptError(f"the chat template of {self.name} refuses this conversation: {first_line(error)}") from error
         return tuple(ids)
 
@@ -137,7 +139,7 @@ class Engine:
             try:
                 asked = self.tokenizer.hub.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=False, return_dict=False,
                                                                **self.template_args)
-            except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError):
+            except TEMPLATE_ERRORS:
                 return ()
             whole = self.prompt_ids([{"role": "user", "content": text}])
             rows.append(whole[len(asked):] if whole[:len(asked)] == tuple(asked) else ())
@@ -193,7 +195,7 @@ class Engine:
             turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
             try:
                 text = str(self.tokenizer.hub.apply_chat_template(turn, tokenize=False))
-            except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError):  # it refuses an assistant's turn
+            except TEMPLATE_ERRORS:  # it refuses an assistant's turn
                 return own if own is not None else min(self.end_ids, default=None)
             behind = self.tokenizer.hub(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
             found = next((id_ for id_ in behind if id_ in self.end_ids), None)

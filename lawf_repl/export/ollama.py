@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lawf_repl.engine.base import Engine
+from lawf_repl.engine.base import TEMPLATE_ERRORS, Engine
 from lawf_repl.errors import ExportError, PromptError
 from lawf_repl.records import Message
 
@@ -51,7 +51,7 @@ def find_pieces(engine: Engine) -> Pieces:
         try:
             return str(engine.tokenizer.hub.apply_chat_template([{"role": role, "content": text} for role, text in messages],
                                                                 tokenize=False, add_generation_prompt=True, **engine.template_args))
-        except Exception as error:  # a template is somebody's program
+        except TEMPLATE_ERRORS as error:
             raise PromptError(str(error)) from error
 
     if not engine.has_template:

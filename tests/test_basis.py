@@ -9,7 +9,7 @@ import torch
 
 from lawf_repl.config import Settings
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.basis import RIDGE, Moments, aim, inverse_root
+from lawf_repl.learn.basis import RIDGE, Moments, aim, inverse_root, samples
 from lawf_repl.learn.batch import completion_logits, make_batch
 from lawf_repl.learn.objective import finite_logprobs
 from tests.conftest import make_tiny_model
@@ -68,3 +68,25 @@ def test_layers_that_share_an_input_share_its_moments() -> None:
         completion_logits(model, batch)
     assert len(moments._inputs) == 2 * 4 and len(moments._source) == 2 * 7  # q k v and gate up see the same
     assert all(len(torch.cat(rows)) == int(batch.mask.sum()) for rows in moments._inputs.values())  # padding is nobody's input
+
+
+def test_the_samples_of_all_layers_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny_model()
+    adapter = Adapter.fresh(model, Settings(), "tiny")
+    batch = make_batch(ROWS * 40, model.device)
+    tokens = int(batch.mask.sum())
+
+    def kept() -> tuple[int, int]:
+        moments = Moments(adapter, tokens)
+        with adapter.off(), torch.no_grad(), moments.reading(batch.mask):
+            completion_logits(model, batch)
+        rows = [torch.cat(rows) for rows in moments._inputs.values()]
+        return sum(one.nbytes for one in rows), len(rows[0])
+
+    whole, _ = kept()
+    monkeypatch.setattr("lawf_repl.learn.basis.SHARE", 0.0)
+    monkeypatch.setattr("lawf_repl.learn.basis.LEAST_BYTES", whole // 4)
+    some, rows = kept()
+    assert 0.5 < some / (whole // 4) < 1.6 and rows > 1  # drawn token by token, so not to the byte
+    monkeypatch.setattr("lawf_repl.learn.basis.LEAST_BYTES", 0)
+    assert samples(adapter) == 1

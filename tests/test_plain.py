@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +113,16 @@ def test_weights_laid_out_for_one_token_are_the_same_weights() -> None:
     half = make("qwen3").to(torch.bfloat16)
     lay_out(half)
     assert half.lm_head.weight.is_contiguous()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped into memory is listed there")
+def test_once_they_are_laid_out_nothing_holds_the_file_that_they_were_read_from(tmp_path: Path) -> None:
+    make("qwen3").save_pretrained(tmp_path)
+    read = Qwen3ForCausalLM.from_pretrained(tmp_path)
+    lay_out(read)
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert torch.allclose(full(read, TEXT), full(make("qwen3"), TEXT), atol=EXACT)
 
 
 @pytest.mark.parametrize("kind", ["hook", "early hook", "forward"])

@@ -40,6 +40,9 @@ def lay_out(model: Any) -> None:
         for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj), (attention.o_proj,), (mlp.down_proj,)):
             _side_by_side(group)
     _side_by_side((model.lm_head,))
+    for parameter in model.parameters():
+        if parameter.is_contiguous():  # not laid out anew
+            parameter.data = parameter.data.clone()
 
 
 def _side_by_side(modules: Sequence[Any]) -> None:

@@ -17,7 +17,9 @@ import torch
 
 from lawf_repl.learn.adapter import Adapter
 
-SAMPLES = 1024    # input vectors kept of each layer
+SAMPLES = 1024    # input vectors kept of each layer at most,
+SHARE = 0.2       # and no more than take this share of the weights in all,
+LEAST_BYTES = 2**28  # or this much, of a small model
 RIDGE = 0.01      # of C's mean eigenvalue, added to all: what the samples never showed is not free either
 EXTRA = 8         # directions beyond the rank that the randomised decomposition works with
 
@@ -28,7 +30,7 @@ class Moments:
     def __init__(self, adapter: Adapter, tokens: int, seed: int = 0) -> None:
         """`tokens` is how many will be read in all."""
         self._layers = adapter.layers()
-        self._share = min(1.0, SAMPLES / max(tokens, 1))
+        self._share = min(1.0, samples(adapter) / max(tokens, 1))
         self._draw = torch.Generator().manual_seed(seed)
         self._source: dict[str, str] = {}                  # the layer whose inputs a layer shares: q, k and v see the same ones
         self._inputs: dict[str, list[torch.Tensor]] = {}
@@ -40,16 +42,18 @@ class Moments:
         """Inside, one forward over a batch with this mask (B, T) is watched."""
         real = mask.reshape(-1).bool()
         chosen = real & (torch.rand(len(real), generator=self._draw) < self._share).to(real.device)
-        seen: dict[int, tuple[str, torch.Tensor]] = {}  # by id(): the tensor is kept, so that its id stays its own
+        last: list[tuple[str, torch.Tensor]] = []  # the latest layer with an input of its own: q, k and v come one behind the other
 
         def hook(path: str) -> Callable[..., None]:
             def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
                 x = inputs[0]
-                source, _ = seen.setdefault(id(x), (path, x))
+                if not last or last[0][1] is not x:
+                    last[:] = [(path, x)]
+                source = last[0][0]
                 rows = x.detach().reshape(-1, x.shape[-1])
                 here = chosen if len(rows) == len(chosen) else torch.ones(len(rows), dtype=torch.bool, device=rows.device)
                 if source == path and self._source.setdefault(path, path) == path:
-                    self._inputs.setdefault(path, []).append(rows[here].float())
+                    self._inputs.setdefault(path, []).append(rows[here])
                 self._source.setdefault(path, source)
                 flat = output.detach().reshape(len(rows), -1)[here].float()
                 total, count = self._output.get(path, (0.0, 0))
@@ -70,7 +74,7 @@ class Moments:
 
     def spread(self, path: str, rows: torch.Tensor) -> torch.Tensor:
         """Root mean square of each row's product (n,) with the layer's inputs, from rows (n, d); before anything was whitened."""
-        inputs = torch.cat(self._inputs[self._source.get(path, path)])
+        inputs = torch.cat(self._inputs[self._source.get(path, path)]).float()
         return (inputs @ rows.T).square().mean(0).sqrt()
 
     def forget(self) -> None:
@@ -81,8 +85,17 @@ class Moments:
         """`rows` (n, d) times C^(-1/2) of the layer's inputs; unchanged where none were seen."""
         source = self._source.get(path, path)
         if source not in self._roots:
-            self._roots[source] = inverse_root(torch.cat(self._inputs.pop(source))) if source in self._inputs else lambda rows: rows
+            self._roots[source] = inverse_root(torch.cat(self._inputs.pop(source)).float()) if source in self._inputs else lambda rows: rows
         return self._roots[source](rows)
+
+
+def samples(adapter: Adapter) -> int:
+    """How many input vectors of each layer there is room for, at least one. Layers of one module with inputs of one width are counted as sharing them."""
+    base = adapter.base
+    widths = {(path.rpartition(".")[0], layer.in_features) for path, layer in adapter.layers().items()}
+    each = sum(width for _, width in widths) * base.dtype.itemsize
+    weights = sum(parameter.nbytes for parameter in base.parameters())
+    return max(1, min(SAMPLES, int(max(SHARE * weights, LEAST_BYTES) / max(each, 1))))
 
 
 def inverse_root(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -90,7 +90,10 @@ class Moments:
 
 
 def samples(adapter: Adapter) -> int:
-    """How many input vectors of each layer there is room for, at least one. Layers of one module with inputs of one width are counted as sharing them."""
+    """How many input vectors of each layer there is room for, at least one.
+
+    Layers of one module with inputs of one width are counted as sharing them.
+    """
     base = adapter.base
     widths = {(path.rpartition(".")[0], layer.in_features) for path, layer in adapter.layers().items()}
     each = sum(width for _, width in widths) * base.dtype.itemsize

@@ -100,7 +100,9 @@ def test_generating_gives_what_full_forwards_give(engine: Engine) -> None:
     assert greedy_answers(engine.model, [prompt, prompt], engine.end_ids, ANSWER, kind=engine.cache_kind) == [[token.id for token in tokens]] * 2
 
 
-def test_answers_written_together_are_those_written_alone(engine: Engine) -> None:
+@pytest.mark.parametrize("saved", [1, 2**20])  # parted as late as they can be, or at once
+def test_answers_written_together_are_those_written_alone(engine: Engine, saved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lawf_repl.engine.rows.SAVED", saved)
     prompts = [list(engine.prompt_ids([{"role": "user", "content": text}])) for text in ("What?", "Is it?", "Why is the sea salt?", "What?")]
     limits = [9, 24, 4, 17]  # they end at different times, so that rows are let go of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -70,6 +71,18 @@ def test_layers_that_share_an_input_share_its_moments() -> None:
     assert all(len(torch.cat(rows)) == int(batch.mask.sum()) for rows in moments._inputs.values())  # padding is nobody's input
 
 
+def test_what_the_layers_are_given_is_not_kept_until_a_batch_is_read() -> None:
+    model = make_tiny_model()
+    adapter = Adapter.fresh(model, Settings(), "tiny")
+    batch = make_batch(ROWS, model.device)
+    given: list[weakref.ref[torch.Tensor]] = []
+    for layer in adapter.layers().values():
+        layer.register_forward_pre_hook(lambda module, inputs: given.append(weakref.ref(inputs[0])))
+    with adapter.off(), torch.no_grad(), Moments(adapter, 20).reading(batch.mask):
+        completion_logits(model, batch)
+        assert len(given) == 2 * 7 and sum(one() is not None for one in given) <= 1  # the latest, in case that the next layer shares it
+
+
 def test_the_samples_of_all_layers_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny_model()
     adapter = Adapter.fresh(model, Settings(), "tiny")
@@ -85,8 +98,8 @@ def test_the_samples_of_all_layers_together_have_a_limit(monkeypatch: pytest.Mon
 
     whole, _ = kept()
     monkeypatch.setattr("lawf_repl.learn.basis.SHARE", 0.0)
-    monkeypatch.setattr("lawf_repl.learn.basis.LEAST_BYTES", whole // 4)
+    monkeypatch.setattr("lawf_repl.engine.memory.LEAST_BYTES", whole // 4)
     some, rows = kept()
     assert 0.5 < some / (whole // 4) < 1.6 and rows > 1  # drawn token by token, so not to the byte
-    monkeypatch.setattr("lawf_repl.learn.basis.LEAST_BYTES", 0)
+    monkeypatch.setattr("lawf_repl.engine.memory.LEAST_BYTES", 0)
     assert samples(adapter) == 1

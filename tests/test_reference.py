@@ -148,7 +148,7 @@ def test_rows_that_are_written_together_take_a_share_of_the_weights(monkeypatch:
     prompts = [[1, 60 + i] for i in range(5)]
     together = greedy_answers(model, prompts, [2], 6, kind=CacheKind("cut"))
     assert rows_at_once(model, 100) > 64
-    monkeypatch.setattr(rows, "LEAST_BYTES", 0)
+    monkeypatch.setattr("lawf_repl.engine.memory.LEAST_BYTES", 0)
     monkeypatch.setattr(rows, "CACHE_SHARE", 2 * 130 * 2 * 4 * 16 * 4 / sum(parameter.nbytes for parameter in model.parameters()))
     assert rows_at_once(model, 130) == 2
     assert greedy_answers(model, prompts, [2], 6, kind=CacheKind("cut")) == together

@@ -12,8 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lawf_repl.bench import decoding, lengths, speed
-from lawf_repl.bench.decoding import Correcting, endless, prompt_of, weight_bytes, write, write_plainly
+from lawf_repl.bench.decoding import Correcting, endless, prompt_of, read_bytes, write, write_plainly
 from lawf_repl.bench.figures import Figure
+from lawf_repl.bench.memory import forget_peak, peak_bytes
 from lawf_repl.bench.models import SHAPES, Subject, random_model, random_tokenizer
 from lawf_repl.cli import main
 from lawf_repl.config import Settings
@@ -78,8 +79,8 @@ def test_a_correction_starts_from_the_whole_answer_and_gives_the_peers_token(tin
 def test_the_bytes_that_a_token_costs_are_those_of_the_weights_it_reads(tiny: Subject) -> None:
     model: Any = LlamaForCausalLM(LlamaConfig(**TINY | {"tie_word_embeddings": False}))
     whole = sum(parameter.nbytes for parameter in model.parameters())
-    assert weight_bytes(model) == whole - 3100 * 32 * 4
-    assert weight_bytes(tiny.engine.model) == sum(parameter.nbytes for parameter in tiny.engine.model.parameters())
+    assert read_bytes(model) == whole - 3100 * 32 * 4
+    assert read_bytes(tiny.engine.model) == sum(parameter.nbytes for parameter in tiny.engine.model.parameters())
 
 
 def test_all_parts_are_run_or_the_one_that_was_asked_for(tiny: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,3 +156,14 @@ def test_bad_arguments_are_one_line(given: list[str], message: str, capsys: pyte
 def test_machine_says_what_was_measured_on_what(tiny: Subject) -> None:
     about = verb.machine(tiny.engine)
     assert about["model"] == "random tiny" and str(about["device"]).startswith("cpu, ") and about["dtype"] == "float32"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process can be forgotten on Linux alone")
+def test_a_peak_that_was_forgotten_does_not_count() -> None:
+    device, ones = torch.device("cpu"), 2**26
+    block = torch.ones(ones)
+    with_block = peak_bytes(device)
+    del block
+    assert forget_peak(device) and peak_bytes(device) <= with_block - 3 * ones
+    block = torch.ones(ones)
+    assert peak_bytes(device) >= with_block - ones and len(block) == ones

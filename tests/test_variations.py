@@ -7,12 +7,13 @@ import torch
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
+from lawf_repl.engine.cache import shared_length
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn import mentions as mentions_module
 from lawf_repl.learn import variations as module
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.concern import Concern
-from lawf_repl.learn.mentions import FAR_FETCHED, LIKELY, mentions, shared
+from lawf_repl.learn.mentions import FAR_FETCHED, LIKELY, mentions
 from lawf_repl.learn.variations import (
     ELSEWHERE,
     EVEN,
@@ -92,7 +93,7 @@ def test_a_long_prompt_gets_few_variations_that_keep_most_of_it(demo_engine: Eng
         beginnings = departures(demo_engine, ids, start, end, 12, drawn, case)
     made = [prompt for prompt, _ in write(demo_engine, ids, end, ids[end:end + 1], beginnings, drawn, lambda: False)]
     assert made[0] == ids and 8 <= len(made) <= 13 and all(abs(len(prompt) - len(ids)) <= MORE_TOKENS + REWRITTEN for prompt in made)
-    early = [prompt for prompt in made[1:] if shared([prompt, ids]) < end - REWRITTEN - 1]
+    early = [prompt for prompt in made[1:] if shared_length(prompt, ids) < end - REWRITTEN - 1]
     assert early and all(len(prompt) == len(ids) and sum(a != b for a, b in zip(prompt, ids, strict=True)) == 1 for prompt in early)
     assert all(prompt[-len(ids) + end:] == ids[end:] for prompt in made)
 
@@ -101,8 +102,8 @@ def ids_of(engine: Engine, text: str) -> tuple[int, ...]:
     return engine.prompt_ids([{"role": "user", "content": text}])
 
 
-def test_shared_counts_the_common_beginning() -> None:
-    assert shared([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2 and shared([[1], [2]]) == 0
+def test_shared_length_counts_the_common_beginning() -> None:
+    assert shared_length([1, 2, 3], [1, 2, 4], [1, 2]) == 2 and shared_length([1], [2]) == shared_length() == 0 and shared_length([1, 2]) == 2
 
 
 def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was_corrected(demo_engine: Engine, case: Case) -> None:
@@ -128,7 +129,7 @@ def test_most_are_where_the_prompt_decides_its_answer_and_some_bring_up_what_was
 def corrected(engine: Engine, prompt: str, wrong: str, right: str) -> tuple[Case, list[int]]:
     """A case made by hand, and the ids of the answer that was wrong."""
     before, after = ([*engine.tokenizer.encode(text), 2] for text in (wrong, right))
-    at = shared([before, after])
+    at = shared_length(before, after)
     anchor = Anchor(at, before[at], after[at], engine.token_text(before[at]), engine.token_text(after[at]), 1.0, 0.0)
     return Case(prompt, ids_of(engine, prompt), tuple(after), (anchor,), right), before
 
@@ -156,8 +157,8 @@ def test_what_was_corrected_is_brought_up_in_questions_of_other_kinds(demo_engin
     with torch.no_grad():
         assert len(mentions(demo_engine, case, others_of(demo_engine), tail, as_asked(demo_engine, case), 3)) == 3
     for ids in whole:  # each is one of the others up to a place, where a phrase was put that is not quite improbable
-        prompt = max((list(prompt) for prompt, _ in others_of(demo_engine)), key=lambda prompt: shared([prompt, ids]))
-        at = shared([prompt, ids])
+        prompt = max((list(prompt) for prompt, _ in others_of(demo_engine)), key=lambda prompt: shared_length(prompt, ids))
+        at = shared_length(prompt, ids)
         with torch.no_grad():
             p = demo_engine.model(torch.tensor([ids])).logits[0].softmax(-1)
         assert p[at - 1, ids[at]] >= FAR_FETCHED

@@ -14,6 +14,7 @@ from lawf_repl.bench.figures import REPEATS, Figure, interleaved, timed
 from lawf_repl.bench.models import Subject
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
+from lawf_repl.engine.memory import weight_bytes
 from lawf_repl.measure.prompts import demo_probes
 from lawf_repl.records import Token
 from lawf_repl.session import Session
@@ -79,7 +80,7 @@ def decode_figures(subject: Subject) -> Iterator[Figure]:
         seconds = beside(engine, subject.peer(), prompt, count)
         yield Figure(f"decode with statistics, {engine.name}", count / seconds["ours"], count / seconds["theirs"], "tokens/s", GENERATE,
                      1.5 if subject.is_demo else None, "higher", note=f"{len(prompt)} + {count} tokens, greedy, the prompt's reading included")
-        weights = weight_bytes(engine.model)
+        weights = read_bytes(engine.model)
         if weights < READ_BYTES / 2:
             return  # a processor's cache holds a part of it: its memory is not what limits it
         seconds = interleaved({"ours": lambda: per_token(engine, prompt, count), "theirs": reading(engine)})
@@ -93,11 +94,11 @@ def beside(engine: Engine, peer: Any, prompt: list[int], count: int) -> dict[str
     return interleaved({"ours": timed(lambda: write(engine, prompt, count)), "theirs": timed(lambda: write_plainly(peer, prompt, count))})
 
 
-def weight_bytes(model: Any) -> int:
+def read_bytes(model: Any) -> int:
     """Bytes of the weights that a step of one token reads: all but an embedding that is not the head too, of which it reads a row."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     unread = embedding.weight.nbytes if head is None or head.weight is not embedding.weight else 0
-    return int(sum(parameter.nbytes for parameter in model.parameters()) - unread)
+    return weight_bytes(model) - int(unread)
 
 
 def per_token(engine: Engine, prompt: list[int], count: int) -> float:

@@ -43,18 +43,14 @@ def forget_peak(device: Any) -> bool:
     return True
 
 
-def weights_of(model: Any) -> int:
-    """Bytes of a model's weights, tied ones once."""
-    return sum(parameter.nbytes for parameter in model.parameters())
-
-
 def steps(kind: MemoryKind, shape: str, device: Any, dtype: Any) -> tuple[int, str]:
     """A few steps on a made-up case; bytes of the weights."""
     from lawf_repl.bench.models import random_model
     from lawf_repl.bench.stepping import made_up_case, our_loop, paper_step
+    from lawf_repl.engine.memory import weight_bytes
 
     model = random_model(shape, device, dtype)
-    case, weights = made_up_case(model.config.vocab_size), weights_of(model)
+    case, weights = made_up_case(model.config.vocab_size), weight_bytes(model)
     if kind == "paper":
         other = random_model(shape, device, dtype)
         step, _ = paper_step(model, case, other)
@@ -72,6 +68,7 @@ def session(settings: Any, folder: Path) -> tuple[int, str]:
     from dataclasses import replace
 
     from lawf_repl.engine.base import load_engine
+    from lawf_repl.engine.memory import weight_bytes
     from lawf_repl.measure.prompts import load_probes
     from lawf_repl.session import Session
 
@@ -87,11 +84,11 @@ def session(settings: Any, folder: Path) -> tuple[int, str]:
     for _ in made.replace(5, " Canberra"):  # asked for when there is an answer to correct
         pass
     made.accept()
-    weights, before = weights_of(engine.model), peak_bytes(engine.device)
+    weights, before = weight_bytes(engine.model), peak_bytes(engine.device)
     forgotten = forget_peak(engine.device)
     for _ in made.train():
         pass
-    earlier = f"; {before / weights:.2f} times before it, where weights are laid out anew beside their mapped file" if forgotten else ""
+    earlier = f"; {before / weights:.2f} times before it, loading included" if forgotten else ""
     return weights, f"{settings.variations} variations and twice {PROMPTS} general prompts{earlier}"
 
 

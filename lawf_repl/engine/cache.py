@@ -9,7 +9,7 @@ prefix is computed again. `reuse` says which it was.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -84,9 +84,10 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in parameters(model) else {}
 
 
-def shared_length(one: list[int], other: list[int]) -> int:
-    """How many ids two texts begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def shared_length(*texts: Sequence[int]) -> int:
+    """How many ids all texts begin with in common; 0 where there are none."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((i for i, column in columns if column.count(column[0]) < len(column)), min(map(len, texts), default=0))
 
 
 def likely_kind(model: Any) -> CacheKind:

@@ -31,7 +31,8 @@ def lay_out(model: Any) -> None:
     column it is long rows added up, which reads memory up to twice as fast where there are more outputs than inputs (MKL: 11
     against 20 GB/s for a head of 49152 x 576). The longer the rows the better, so projections of the same input lie side by
     side in one tensor, of which each weight is a view. With many tokens at once, as in training, all this makes no difference.
-    Takes the memory of the largest weight for a moment.
+    Until now the weights were parts of their file, mapped into memory. What is not laid out anew is copied too: a single norm
+    left there would keep all of the file in memory, beside the copies.
     """
     if model.device.type != "cpu" or not is_plain(model):
         return
@@ -41,7 +42,7 @@ def lay_out(model: Any) -> None:
             _side_by_side(group)
     _side_by_side((model.lm_head,))
     for parameter in model.parameters():
-        if parameter.is_contiguous():  # not laid out anew
+        if parameter.dtype == torch.float32 and parameter.is_contiguous():  # not laid out anew
             parameter.data = parameter.data.clone()
 
 

@@ -12,6 +12,8 @@ import torch
 from lawf_repl.errors import OutOfMemory
 from lawf_repl.fits import fits_text
 
+LEAST_BYTES = 2**28  # of what is kept beside a model, however small that is
+
 
 @contextmanager
 def memory_guard(doing: str, remedy: str, sizes: bool = False) -> Iterator[None]:
@@ -33,6 +35,16 @@ def room(error: BaseException) -> int:
         return int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
     free, total = host_memory()
     return min(total, free + int(psutil.Process().memory_info().rss))
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights, tied ones once."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def beside_weights(model: torch.nn.Module, share: float) -> float:
+    """Bytes that something kept beside a model may take: this share of its weights, or LEAST_BYTES of a small model."""
+    return max(share * weight_bytes(model), LEAST_BYTES)
 
 
 def give_back() -> None:

@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 
-from lawf_repl.engine.cache import CacheKind, cache_keyword, kept_logits, uncached
-from lawf_repl.engine.memory import memory_guard
+from lawf_repl.engine.cache import CacheKind, cache_keyword, kept_logits, shared_length, uncached
+from lawf_repl.engine.memory import beside_weights, memory_guard
 from lawf_repl.engine.reach import behind_marks, reach_of
 
 Choose = Callable[[torch.Tensor, Sequence[int]], Sequence[int]]  # logits (n, V) of the rows at these indices to their next ids (n)
 Follow = Callable[[int, int], Sequence[int] | None]              # row and the id that it chose to the ids known behind it; None ends the row
 WRITTEN = 128       # tokens that a row is expected to grow by
-CACHE_SHARE = 0.3   # of the weights: what the keys and values of all rows may take,
-LEAST_BYTES = 2**28  # or this much, of a small model
+CACHE_SHARE = 0.3   # of the weights: what the keys and values of all rows may take
 FEWER = 0.5         # of the rows left: from there on the others are let go of
 SAVED = 2**8        # tokens that a forward pass more has to save, where rows are the same for a while
 
@@ -51,8 +50,7 @@ def rows_at_once(model: Any, tokens: int) -> int:
     if not isinstance(heads, int) or not isinstance(width, int):
         return sys.maxsize
     each = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return max(1, int(max(CACHE_SHARE * weights, LEAST_BYTES) / (each * max(tokens, 1))))
+    return max(1, int(beside_weights(model, CACHE_SHARE) / (each * max(tokens, 1))))
 
 
 def _write(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, follow: Follow, kind: CacheKind,
@@ -123,7 +121,7 @@ def _parted(members: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], re
         return [(number, part) for number, rows in enumerate(members) for part in _alike(rows, lambda row: tuple(texts[row][read:stop]))]
 
     near, finest = parts(read + 1), parts(far)
-    place = min((read + _shared([texts[row][read:far] for row in rows]) for _, rows in near if len(rows) > 1), default=far)
+    place = min((read + shared_length(*(texts[row][read:far] for row in rows)) for _, rows in near if len(rows) > 1), default=far)
     return (near, place) if (len(finest) - len(near)) * (place - read) >= SAVED else (finest, far)
 
 
@@ -133,9 +131,3 @@ def _alike(rows: Sequence[int], key: Callable[[int], Any]) -> list[list[int]]:
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return list(groups.values())
-
-
-def _shared(texts: Sequence[Sequence[int]]) -> int:
-    """How many first ids all of them have in common."""
-    first, length = texts[0], min(map(len, texts))
-    return next((place for place in range(length) if any(text[place] != first[place] for text in texts[1:])), length)

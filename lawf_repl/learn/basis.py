@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from lawf_repl.engine.memory import beside_weights
 from lawf_repl.learn.adapter import Adapter
 
 SAMPLES = 1024    # input vectors kept of each layer at most,
-SHARE = 0.2       # and no more than take this share of the weights in all,
-LEAST_BYTES = 2**28  # or this much, of a small model
+SHARE = 0.2       # and no more than take this share of the weights in all
 RIDGE = 0.01      # of C's mean eigenvalue, added to all: what the samples never showed is not free either
 EXTRA = 8         # directions beyond the rank that the randomised decomposition works with
 
@@ -97,8 +97,7 @@ def samples(adapter: Adapter) -> int:
     base = adapter.base
     widths = {(path.rpartition(".")[0], layer.in_features) for path, layer in adapter.layers().items()}
     each = sum(width for _, width in widths) * base.dtype.itemsize
-    weights = sum(parameter.nbytes for parameter in base.parameters())
-    return max(1, min(SAMPLES, int(max(SHARE * weights, LEAST_BYTES) / max(each, 1))))
+    return max(1, min(SAMPLES, int(beside_weights(base, SHARE) / max(each, 1))))
 
 
 def inverse_root(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from lawf_repl.engine.base import Engine
+from lawf_repl.engine.cache import shared_length
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.learn.batch import Pair, completion_logits, make_batch
 from lawf_repl.learn.objective import finite_logprobs
@@ -30,7 +31,7 @@ def mentions(engine: Engine, case: Case, others: Sequence[Pair], tail: Sequence[
     Only prompts that end with `tail` are taken, the ids behind a user's turn.
     """
     prompts = [list(prompt) for prompt, _ in others if list(prompt[len(prompt) - len(tail):]) == list(tail)]
-    start, behind = shared(prompts), shared([prompt[::-1] for prompt in prompts])
+    start, behind = shared_length(*prompts), shared_length(*(prompt[::-1] for prompt in prompts))
     longest = min(READ, LOOK_BYTES // (4 * _vocabulary(engine)))
     some = [prompt for prompt in prompts if len(prompt) - behind > start > 0 and len(prompt) <= longest]
     while sum(map(len, some)) > READ:
@@ -54,16 +55,6 @@ def mentions(engine: Engine, case: Case, others: Sequence[Pair], tail: Sequence[
         found += [(turn, -probable, list(beginning), phrases[number]) for turn, (beginning, probable) in enumerate(unlike.items())]
     found.sort(key=lambda one: one[:2])
     return _as_far_as_likely(engine, [(beginning, phrase) for _, _, beginning, phrase in found[:count]])
-
-
-def shared(rows: Iterable[Sequence[int]]) -> int:
-    """How many first ids all rows have in common."""
-    count = 0
-    for column in zip(*rows, strict=False):
-        if len(set(column)) > 1:
-            break
-        count += 1
-    return count
 
 
 def _vocabulary(engine: Engine) -> int:

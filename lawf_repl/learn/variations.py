@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from lawf_repl.engine.base import Engine
-from lawf_repl.engine.cache import kept_logits, uncached
+from lawf_repl.engine.cache import kept_logits, shared_length, uncached
 from lawf_repl.engine.rows import write_rows
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.concern import Concern, words
-from lawf_repl.learn.mentions import mentions, shared
+from lawf_repl.learn.mentions import mentions
 from lawf_repl.learn.objective import finite_logprobs, token_kl
 from lawf_repl.records import Case, Message
 
@@ -127,8 +127,8 @@ def user_turn(engine: Engine, prompt_ids: Sequence[int], messages: Sequence[Mess
         return engine.prompt_ids([*messages[:-1], {"role": "user", "content": text}])
 
     rows = [list(prompt_ids), list(with_text("7")), list(with_text("zq"))]
-    start = shared(rows)
-    end = len(prompt_ids) - min(shared([row[::-1] for row in rows]), len(prompt_ids) - start)
+    start = shared_length(*rows)
+    end = len(prompt_ids) - min(shared_length(*(row[::-1] for row in rows)), len(prompt_ids) - start)
     return start, end
 
 

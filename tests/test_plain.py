@@ -26,6 +26,7 @@ from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.engine.layout import is_plain, joint, lay_out
 from lawf_repl.engine.plain import FEW, PlainSteps
+from lawf_repl.engine.products import onednn_works
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.learn.adapter import Adapter
 from tests.conftest import make_byte_tokenizer
@@ -75,8 +76,16 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
+
+
+@pytest.mark.parametrize("layout", ["columns", pytest.param("small", marks=needs_onednn), pytest.param("rows", marks=needs_onednn)])
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_the_short_way_gives_the_logits_of_a_full_forward(name: str, taken: list[int]) -> None:
+def test_the_short_way_gives_the_logits_of_a_full_forward(name: str, layout: str, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    if layout == "columns":
+        monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
+    if layout == "rows":
+        monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
     model = make(name)
     expected = full(model, TEXT)
     lay_out(model)
@@ -99,20 +108,46 @@ def test_a_long_text_grows_out_of_the_room_that_there_was(taken: list[int]) -> N
     assert len(taken) == 390 and cache.ids == text
 
 
-def test_weights_laid_out_for_one_token_are_the_same_weights() -> None:
+def test_without_onednn_weights_are_columns_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
+    same = laid_out()
+    assert same.lm_head.weight.stride() == (1, 259) and same.model.layers[0].mlp.down_proj.weight.stride() == (48, 1)
+    assert sides(same) == (True, True)
+
+
+@needs_onednn
+def test_with_onednn_weights_are_rows_side_by_side_and_small_ones_columns_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sides(laid_out()) == (False, False)
+    assert laid_out().model.layers[0].mlp.gate_proj.weight.t().is_contiguous()
+    monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
+    same = laid_out()
+    assert all(parameter.is_contiguous() for parameter in same.parameters()) and sides(same) == (True, True)
+
+
+def laid_out() -> Any:
+    """A model laid out, its weights what they were."""
     model, same = make("qwen3"), make("qwen3")
     lay_out(same)
-    assert same.lm_head.weight.stride() == (1, 259) and same.model.layers[0].mlp.down_proj.weight.stride() == (48, 1)
     assert same.lm_head.weight is same.model.embed_tokens.weight
     assert all(torch.equal(one, other) for one, other in zip(model.state_dict().values(), same.state_dict().values(), strict=True))
-    mlp, attention = same.model.layers[1].mlp, same.model.layers[1].self_attn
-    whole = joint((attention.q_proj, attention.k_proj, attention.v_proj))
-    assert whole is not None and torch.equal(whole, torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]))
-    assert joint((mlp.gate_proj, mlp.up_proj)) is not None
+    return same
+
+
+def sides(model: Any) -> tuple[bool, bool]:
+    """Whether the projections of attention, and those of the MLP, are one tensor each."""
+    mlp, attention = model.model.layers[1].mlp, model.model.layers[1].self_attn
+    first, second = (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)
+    found = joint(first), joint(second)
+    for whole, parts in zip(found, (first, second), strict=True):
+        assert whole is None or torch.equal(whole, torch.cat([part.weight for part in parts]))
     assert joint((mlp.up_proj, mlp.gate_proj)) is None and joint((mlp.gate_proj, attention.q_proj)) is None
+    return found[0] is not None, found[1] is not None
+
+
+def test_half_precision_is_not_laid_out() -> None:
     half = make("qwen3").to(torch.bfloat16)
     lay_out(half)
-    assert half.lm_head.weight.is_contiguous()
+    assert half.lm_head.weight.is_contiguous() and type(half.lm_head) is nn.Linear
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped into memory is listed there")

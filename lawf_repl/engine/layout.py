@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from lawf_repl.engine.products import SMALL, onednn_works, take_over
+
 FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROTATIONS = ("default", "linear", "llama3")  # whose angles do not depend on the length of the text
 
@@ -27,34 +29,47 @@ def is_plain(model: Any) -> bool:
 def lay_out(model: Any) -> None:
     """Put the weights of a plain decoder as one token at a time reads them, in float32 on a CPU; shapes and numbers stay what they are.
 
-    One token is a product of each matrix with a vector. Row by row that is a sum across for each of many short rows; column by
-    column it is long rows added up, which reads memory up to twice as fast where there are more outputs than inputs (MKL: 11
-    against 20 GB/s for a head of 49152 x 576). The longer the rows the better, so projections of the same input lie side by
-    side in one tensor, of which each weight is a view. With many tokens at once, as in training, all this makes no difference.
+    Projections of the same input lie side by side in one tensor, of which each weight is a view: one product gives them all.
     Until now the weights were parts of their file, mapped into memory. What is not laid out anew is copied too: a single norm
-    left there would keep all of the file in memory, beside the copies.
+    left there would keep all of the file in memory, beside the copies. Products are oneDNN's from here on, of any model
+    (products.py). Where there is none they are MKL's, and are given columns: one token is a product of each matrix with a
+    vector. Row by row that is a sum across for each of many short rows, which MKL reads at 16 GB/s for a head of 49152 x 576;
+    column by column it is long rows added up, at 27 (oneDNN: 40, row by row).
     """
-    if model.device.type != "cpu" or not is_plain(model):
+    if model.device.type != "cpu":
         return
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj), (attention.o_proj,), (mlp.down_proj,)):
-            _side_by_side(group)
-    _side_by_side((model.lm_head,))
-    for parameter in model.parameters():
-        if parameter.dtype == torch.float32 and parameter.is_contiguous():  # not laid out anew
-            parameter.data = parameter.data.clone()
+    if is_plain(model):
+        groups: list[tuple[Any, ...]] = [(model.lm_head,)]
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            groups += (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj), (attention.o_proj,), (mlp.down_proj,)
+        laid = {id(module.weight) for group in groups if _lie(group) for module in group}
+        for parameter in model.parameters():
+            if parameter.dtype == torch.float32 and id(parameter) not in laid:
+                parameter.data = parameter.data.clone()
+    if onednn_works():
+        take_over(model)
 
 
-def _side_by_side(modules: Sequence[Any]) -> None:
+def _lie(modules: Sequence[Any]) -> bool:
+    """Lay the weights of projections of the same input; whether they lie anew."""
     if not all(type(module) is nn.Linear and module.weight.dtype == torch.float32 for module in modules):
-        return
-    sizes = [module.out_features for module in modules]
-    if sum(sizes) <= modules[0].in_features:
-        return
-    columns = torch.cat([module.weight.t() for module in modules], 1)  # (K, N)
-    for module, own in zip(modules, columns.split(sizes, 1), strict=True):
-        module.weight.data = own.t()
+        return False
+    weights = [module.weight for module in modules]
+    sizes = [len(weight) for weight in weights]
+    by_mkl = not onednn_works() or sum(weight.numel() for weight in weights) < SMALL
+    if by_mkl and sum(sizes) > weights[0].shape[1]:
+        if onednn_works():  # which many positions go to, and which needs each matrix without gaps
+            parts = [weight.t().contiguous().t() for weight in weights]
+        else:
+            parts = list(torch.cat([weight.t() for weight in weights], 1).t().split(sizes))
+    elif not by_mkl and len(modules) > 1:
+        parts = list(torch.cat(weights).split(sizes))
+    else:
+        return False
+    for module, own in zip(modules, parts, strict=True):
+        module.weight.data = own
+    return True
 
 
 def joint(modules: Sequence[Any]) -> torch.Tensor | None:
@@ -63,8 +78,9 @@ def joint(modules: Sequence[Any]) -> torch.Tensor | None:
     first, stop = weights[0], weights[0].storage_offset()
     for weight in weights:
         if weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or weight.stride() != first.stride() \
-                or weight.stride(0) != 1 or weight.storage_offset() != stop:
+                or weight.storage_offset() != stop:
             return None
-        stop += len(weight)
-    out: torch.Tensor = first.detach().as_strided((stop - first.storage_offset(), first.shape[1]), first.stride(), first.storage_offset())
+        stop += len(weight) * weight.stride(0)
+    rows = (stop - first.storage_offset()) // first.stride(0)
+    out: torch.Tensor = first.detach().as_strided((rows, first.shape[1]), first.stride(), first.storage_offset())
     return out

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from lawf_repl.engine.layout import joint
+from lawf_repl.engine.products import OnednnLinear, product_of
 from lawf_repl.engine.roomy import RoomyLayer
 
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -83,20 +84,21 @@ class PlainSteps:
 
 def _projections(*modules: Any) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
     """Linear layers of the same input as one function; one product where their weights are one tensor."""
-    whole = joint(modules) if all(type(module) is nn.Linear and module.bias is None for module in modules) else None
+    whole = joint(modules) if all(type(module) in (nn.Linear, OnednnLinear) and module.bias is None for module in modules) else None
     if whole is None:
         parts = [_projection(module) for module in modules]
         return lambda x: [part(x) for part in parts]
     sizes = [module.out_features for module in modules]
-    return lambda x: F.linear(x, whole).split_with_sizes(sizes, -1)
+    made = product_of(modules[0])
+    return lambda x: made(x, whole, None).split_with_sizes(sizes, -1)
 
 
 def _projection(module: Any) -> Step:
     """A linear layer as a function; one with a LoRA, or with anything else to it, computes itself."""
-    if type(module) is not nn.Linear:
+    if type(module) not in (nn.Linear, OnednnLinear):
         return cast(Step, module)
-    weight, bias = module.weight, module.bias
-    return lambda x: F.linear(x, weight, bias)
+    made, weight, bias = product_of(module), module.weight, module.bias
+    return lambda x: made(x, weight, bias)
 
 
 def _norm(module: Any) -> Step:

@@ -12,8 +12,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn import functional
 
+from lawf_repl.engine.products import OnednnLinear, Product, product_of
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.head import replaced
 
@@ -37,8 +37,8 @@ def _is_plain(layer: Any) -> bool:
     """Whether a layer is a linear one with one LoRA and nothing else: no quantized weight, no other kind of LoRA, nothing hooked into it."""
     from peft.tuners.lora.layer import Linear
 
-    base = getattr(layer, "base_layer", None)
-    if type(layer) is not Linear or type(base) is not torch.nn.Linear or len(layer.lora_A) != 1 or layer.lora_variant or layer.merged:
+    base: Any = getattr(layer, "base_layer", None)
+    if type(layer) is not Linear or type(base) not in (torch.nn.Linear, OnednnLinear) or len(layer.lora_A) != 1 or layer.lora_variant or layer.merged:
         return False
     name = next(iter(layer.lora_A))
     parts: list[Any] = [layer.lora_A[name], layer.lora_B[name]]
@@ -54,27 +54,30 @@ def _forward(layer: Any, own: Callable[..., torch.Tensor], x: torch.Tensor, *giv
     if given or named or layer.disable_adapters or base.weight.requires_grad or x.dtype != a.dtype or torch.is_autocast_enabled(x.device.type):
         return own(x, *given, **named)
     flat = x.reshape(-1, x.shape[-1])
-    y: torch.Tensor = _Linear.apply(flat, base.weight, base.bias, a, b, float(layer.scaling[name]))  # type: ignore[no-untyped-call]
+    y: torch.Tensor = _Linear.apply(flat, base.weight, base.bias, a, b, float(layer.scaling[name]), product_of(base))  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class _Linear(torch.autograd.Function):
-    """y (N, O) of x (N, I), W (O, I), a bias (O) or None, A (r, I), B (O, r) and the scale s. W and the bias are frozen."""
+    """y (N, O) of x (N, I), W (O, I), a bias (O) or None, A (r, I), B (O, r), the scale s and how products with W are made.
+
+    W and the bias are frozen.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor,
-                scale: float) -> torch.Tensor:
+                scale: float, made: Product) -> torch.Tensor:
         inner = x @ a.T  # (N, r)
         ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, a, b, inner)  # A as a rule is fixed, and x then not needed
-        ctx.scale = scale
-        return functional.linear(x, weight, bias).addmm_(inner, b.T, alpha=scale)
+        ctx.scale, ctx.made = scale, made
+        return made(x, weight, bias).addmm_(inner, b.T, alpha=scale)
 
     @staticmethod
     def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = slopes
         x, weight, a, b, inner = ctx.saved_tensors
         inside = dy @ b if ctx.needs_input_grad[0] or ctx.needs_input_grad[3] else None  # (N, r)
-        dx = (dy @ weight).addmm_(inside, a, alpha=ctx.scale) if ctx.needs_input_grad[0] and inside is not None else None
+        dx = ctx.made(dy, weight.t(), None).addmm_(inside, a, alpha=ctx.scale) if ctx.needs_input_grad[0] and inside is not None else None
         da = (inside.T @ x).mul_(ctx.scale) if ctx.needs_input_grad[3] and inside is not None else None
         db = (dy.T @ inner).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
-        return dx, None, None, da, db, None
+        return dx, None, None, da, db, None, None

@@ -1,0 +1,92 @@
+"""Products with frozen float32 matrices on a CPU, by the faster of the two libraries that torch brings along.
+
+In float32 torch hands every product to MKL, which takes its slower code on processors that are not Intel's: 190 GFLOP/s and 25 GB/s
+where oneDNN, in the same build of torch, reaches 430 and 38 (two cores of an AMD EPYC of 2025). oneDNN's product is what torch's
+own compiler calls (`mkldnn::_linear_pointwise`); it has no backward pass, so that is here. The numbers differ by rounding alone.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # x (..., I), W (O, I), a bias (O) or None: (..., O)
+SMALL = 2**18  # numbers of a matrix below which its product with one vector is over before oneDNN has begun: 10 us
+CLOSE = 1e-4  # largest error of what is tried, beside sums of 64 products of numbers around 1
+
+
+def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W' + bias by oneDNN, without a gradient. `weight` may lie row by row or column by column."""
+    out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return out
+
+
+@cache
+def onednn_works() -> bool:
+    """Whether this build of torch has that product, on a processor it is made for, and it says what torch's own does."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 64), (32, 64), (32,)))
+    try:
+        with torch.no_grad():
+            return all(torch.allclose(by_onednn(x, lying, bias), functional.linear(x, lying, bias), atol=CLOSE)
+                       for lying in (weight, weight.t().contiguous().t()))
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):  # a build without it, or one where it takes something else
+        return False
+
+
+class OnednnLinear(nn.Linear):
+    """A frozen linear layer whose products are `product`s."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """y (..., O) of x (..., I)."""
+        return product(input, self.weight, self.bias)
+
+
+def take_over(model: Any) -> None:
+    """Make the plain float32 linear layers of a model `OnednnLinear` ones, in place."""
+    for module in model.modules():
+        if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
+            module.__class__ = OnednnLinear
+
+
+def product_of(module: Any) -> Product:
+    """How a linear layer's products are made: torch's own way, unless it is an `OnednnLinear`."""
+    return product if isinstance(module, OnednnLinear) else functional.linear
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x W' + bias (..., O) of x (..., I), with a gradient for x; torch's own where oneDNN is no faster or something is to be learned here."""
+    learns = torch.is_grad_enabled()
+    if x.dtype != torch.float32 or not x.numel() or (learns and weight.requires_grad) or torch.is_autocast_enabled("cpu") \
+            or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
+        return functional.linear(x, weight, bias)
+    if learns and x.requires_grad:
+        y: torch.Tensor = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return y
+    return by_onednn(x.contiguous(), weight, bias)
+
+
+def _is_dense(weight: torch.Tensor) -> bool:
+    """Whether a matrix lies row by row or column by column without gaps: for another oneDNN has a reference product alone, 1000 times slower."""
+    return weight.is_contiguous() or weight.t().is_contiguous()
+
+
+class _Frozen(torch.autograd.Function):
+    """y (..., O) of x (..., I) with a gradient for x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(weight)
+        return by_onednn(x.contiguous(), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return by_onednn(slopes[0].contiguous(), ctx.saved_tensors[0].t(), None), None, None

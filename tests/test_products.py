@@ -1,0 +1,133 @@
+"""oneDNN's products are torch's own up to rounding, values and gradients, however the matrices lie, and are only made where they may be."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from lawf_repl.engine import products
+from lawf_repl.engine.layout import lay_out
+from lawf_repl.engine.products import SMALL, OnednnLinear, by_onednn, onednn_works, product, take_over
+
+pytestmark = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
+
+
+def lying(weight: torch.Tensor, how: str) -> torch.Tensor:
+    """The same matrix row by row, column by column, or as a part of a wider one, with gaps."""
+    if how == "rows":
+        return weight.contiguous()
+    if how == "columns":
+        return weight.t().contiguous().t()
+    wide = torch.cat((weight.t(), weight.t()), 1)  # (I, 2 O)
+    return wide[:, :len(weight)].t()
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.sampled_from(("rows", "columns", "gaps")),
+       st.booleans(), st.booleans(), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_products_and_gradients_are_torchs(inputs: int, outputs: int, shape: list[int], how: str, biased: bool, turned: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = lying(torch.randn(outputs, inputs, generator=generator), how)
+    bias = torch.randn(outputs, generator=generator) if biased else None
+    x = torch.randn(*shape, inputs, generator=generator)
+    if turned:  # not contiguous
+        x = x.transpose(0, -2).contiguous().transpose(0, -2)
+    found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, right = product(found, weight, bias), functional.linear(expected, weight, bias)
+    assert y.shape == right.shape and torch.allclose(y, right, atol=1e-4)
+    y.sum().backward()  # slopes that are one number seen from everywhere
+    right.sum().backward()
+    assert found.grad is not None and expected.grad is not None and torch.allclose(found.grad, expected.grad, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(product(x, weight, bias), right, atol=1e-4)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the matrices that oneDNN is given."""
+    shapes: list[torch.Size] = []
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        shapes.append(weight.shape)
+        return by_onednn(x, weight, bias)
+
+    monkeypatch.setattr(products, "by_onednn", noted)
+    return shapes
+
+
+def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]) -> None:
+    weight, x = torch.randn(8, 6), torch.randn(3, 6)
+    product(x, weight, None)
+    assert made.pop() == (8, 6) and not made
+    product(x[:1], weight, None)                                    # one position, a small matrix
+    product(x, lying(weight, "gaps"), None)
+    product(x[:0], weight, None)
+    product(x.bfloat16(), weight.bfloat16(), None)
+    product(x, weight.requires_grad_(), None).sum().backward()      # something is learned
+    assert weight.grad is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert product(x, weight.detach(), None).dtype == torch.bfloat16
+    assert not made
+    with torch.no_grad():
+        product(x, weight, None)
+        product(torch.randn(1, 512), torch.randn(SMALL // 512, 512), None)  # one position, a large matrix
+    assert made == [(8, 6), (SMALL // 512, 512)]
+
+
+def tiny(hidden: int = 64, inner: int = 128, dtype: torch.dtype = torch.float32) -> Any:
+    config = Qwen3Config(vocab_size=96, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(config).eval().to(dtype)
+
+
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 128), (256, 1024)])
+def test_a_model_laid_out_computes_what_it_did(hidden: int, inner: int, made: list[torch.Size]) -> None:
+    model = tiny(hidden, inner)
+    same = copy.deepcopy(model)
+    lay_out(same)
+    assert all(type(module) is OnednnLinear for module in same.modules() if isinstance(module, nn.Linear))
+    ids = torch.arange(20)[None]
+    states = model.get_input_embeddings()(ids).detach()
+    found, expected = (states.clone().requires_grad_() for _ in range(2))
+    for one, given_states in ((same, found), (model, expected)):
+        for parameter in one.parameters():
+            parameter.requires_grad_(False)
+        one(inputs_embeds=given_states, use_cache=False).logits.square().sum().backward()
+    assert len(made) == 2 * (2 * 7 + 1)  # each product and its gradient
+    assert found.grad is not None and expected.grad is not None and torch.allclose(found.grad, expected.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_only_plain_float32_layers_are_taken_over() -> None:
+    class Other(nn.Linear):
+        """Something of its own."""
+
+    model = nn.Sequential(nn.Linear(4, 4), Other(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16), nn.LayerNorm(4))
+    take_over(model)
+    assert [type(module) for module in model] == [OnednnLinear, Other, nn.Linear, nn.LayerNorm]
+
+
+def test_a_build_without_it_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    onednn_works.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(products, "by_onednn", missing)
+            assert not onednn_works()
+            model = tiny()
+            lay_out(model)
+            assert not any(isinstance(module, OnednnLinear) for module in model.modules())
+            assert model.model.layers[0].mlp.up_proj.weight.stride(0) == 1  # columns, side by side
+    finally:
+        onednn_works.cache_clear()
+    assert onednn_works()

@@ -86,7 +86,7 @@ def test_states_and_gradients_are_those_of_whole_texts(name: str, layers: str, t
     adapter = trained(SERVED[name](), layers)
     batch = make_batch(ROWS, adapter.base.device)
     found_by, parameters = Lower(adapter), adapter.parameters()
-    found_by.thrifty = thrifty
+    found_by.again.every = thrifty
     expected = completion_logits(adapter.base, batch)
     toward = torch.randn_like(expected)
     gradients = torch.autograd.grad((expected * toward).sum(), parameters, allow_unused=True)

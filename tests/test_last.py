@@ -65,7 +65,7 @@ def test_it_is_narrowed_where_that_is_right_and_never_while_it_is_watched_or_com
     assert {shape[:2] for shape in seen(lower, "k_proj", lambda: lower.states(batch))} == {(3, 9)}, "keys are needed everywhere"
     full = make_batch([((1,), (6, 7, 8, 9, 10, 11, 12, 13, 14, 15))], adapter.base.device)
     assert {shape[:2] for shape in seen(lower, "down_proj", lambda: lower.states(full))} == {(1, 11)}, "hardly a position would be saved"
-    lower.thrifty = True
+    lower.again.every = True
     states = lower.states(batch)
     assert {shape[:2] for shape in seen(lower, "down_proj", lambda: states.sum().backward())} == {(3, 9)}
 

@@ -113,7 +113,7 @@ def test_out_of_memory_a_step_is_tried_again_with_layers_that_are_computed_twice
         if loop.steps == 1 and left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError("full")
-        thrifty.append(loop.prepared.lower.thrifty)
+        thrifty.append(loop.prepared.lower.again.every)
         return usual(loop)
 
     plain = list(train(Adapter.fresh(make_tiny_model(), Settings(), "tiny"), [CASE], (), replace(Settings(), max_steps=4)))

@@ -47,6 +47,7 @@ def steps(kind: MemoryKind, shape: str, device: Any, dtype: Any) -> tuple[int, s
     """A few steps on a made-up case; bytes of the weights."""
     from lawf_repl.bench.models import random_model
     from lawf_repl.bench.stepping import made_up_case, our_loop, paper_step
+    from lawf_repl.engine.layout import lay_out
     from lawf_repl.engine.memory import weight_bytes
 
     model = random_model(shape, device, dtype)
@@ -57,6 +58,7 @@ def steps(kind: MemoryKind, shape: str, device: Any, dtype: Any) -> tuple[int, s
         for _ in range(STEPS):
             step()
     else:
+        lay_out(model)
         solver = our_loop(model, kind, case)[0].solver()
         for _ in range(STEPS):
             solver.step()

@@ -10,9 +10,8 @@ are masked out of what the LoRA adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import wraps
 from typing import Any
 
 import torch
@@ -56,18 +55,6 @@ class Reach:
             for module in self._inner if was is None else ():
                 stack.callback(module.register_forward_hook(self._mask).remove)
             yield
-
-    def bound(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """`run` under the mask that is in force now, whenever it is called: a backward pass may call it again."""
-        acting = self._acting
-        if acting is None:
-            return run
-
-        @wraps(run)
-        def masked(*given: Any, **named: Any) -> Any:
-            with self.only(acting):
-                return run(*given, **named)
-        return masked
 
     def _mask(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         """A's output (B, n, r) of the last n tokens, or that of all; (B, 1, n, r) and (B * n, r) hold the same in the same order."""

@@ -7,18 +7,19 @@ model; where the states come out otherwise (layers that hand on more than hidden
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from lawf_repl.engine.memory import is_full
+from lawf_repl.engine.memory import beside_weights, is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
+from lawf_repl.learn.again import Again
 from lawf_repl.learn.batch import Batch, starts_of
-from lawf_repl.learn.behind import FixedCache, behind, can_be_cut, nbytes
+from lawf_repl.learn.behind import behind, can_be_cut, nbytes
 from lawf_repl.learn.elementwise import Elementwise
 from lawf_repl.learn.fused import Fused
 from lawf_repl.learn.head import NOT_APART, Head, replaced
@@ -27,7 +28,7 @@ from lawf_repl.learn.last import Last
 T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
 PAST_BYTES = 2**30  # of states before the marks that are kept, where the adapter acts on completions alone
-CACHES = frozenset({"past_key_values", "past_key_value", "cache_params"})
+KEPT = 0.1  # of the weights: what layers on a CPU may keep of a batch for the backward pass; an accelerator says when it is full
 
 
 class Lower:
@@ -35,13 +36,14 @@ class Lower:
 
     def __init__(self, adapter: Adapter) -> None:
         self.head = Head(adapter)
-        self.thrifty = False  # a backward pass computes each layer again, in place of keeping what it needs of it
         self._layers: list[Any] = list(layers_below(adapter))
         self._above: list[Any] = list(layers_above(adapter))
         self._tried = not self._layers
         self._last = Last(self._above)
         self._last_tried = False
         self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
+        room = beside_weights(adapter.base, KEPT) if adapter.base.device.type == "cpu" else math.inf
+        self.again = Again(self._above, room)
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
         self._model, self._reach = adapter.base, adapter.reach
         self._behind: dict[int, tuple[Batch, Batch]] = {}  # the same, to what of it comes behind the marks
@@ -52,9 +54,9 @@ class Lower:
         try:
             return run()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if self.thrifty or not is_full(error):
+            if self.again.every or not is_full(error):
                 raise
-        self.thrifty = True  # outside the handler, whose traceback would hold on to all that was computed
+        self.again.every = True  # outside the handler, whose traceback would hold on to all that was computed
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return run()
@@ -75,20 +77,24 @@ class Lower:
         """
         batch, kept = self.seen(batch)
         if self._reach is not None and batch.past is None:
-            with self._reach.only(self.acting(batch)), self._again():
+            acting = partial(self._reach.only, self.acting(batch))
+            with acting(), self.again.in_place(acting):
                 return self._states_of(batch)
         if whole:
             return self._states_of(batch, kept)
-        if self.thrifty:  # what is computed again in the backward pass is computed as it always is
-            with self._again():
-                return self._states_of(batch, kept)
-        with self._fused.in_place(), self._elementwise.in_place():
-            if not self._last.worth(batch):
+        with self._as_one(), self.again.in_place(self._as_one):
+            if self.again.every or not self._last.worth(batch):  # what is computed again in the backward pass is computed whole
                 return self._states_of(batch, kept)
             if not self._last_tried:
                 self._try_last(batch, kept)
             with self._last.narrowed(batch):
                 return self._states_of(batch, kept)
+
+    @contextmanager
+    def _as_one(self) -> Iterator[None]:
+        """Inside, what can be run as one operation is."""
+        with self._fused.in_place(), self._elementwise.in_place():
+            yield
 
     def seen(self, batch: Batch) -> tuple[Batch, bool]:
         """What of a batch is run, and whether its states before the marks are kept. It may be given in place of the batch."""
@@ -173,15 +179,6 @@ class Lower:
         return self._forwards([*([through] * (len(self._layers) - 1)), lambda *given, **more: state])
 
     @contextmanager
-    def _again(self) -> Iterator[None]:
-        """Inside, where it is asked for, the layers with a LoRA keep only what they were given."""
-        with ExitStack() as stack:
-            for layer in self._above if self.thrifty and torch.is_grad_enabled() else ():
-                own = layer.forward if self._reach is None else self._reach.bound(layer.forward)
-                stack.enter_context(replaced(layer, partial(_twice, own)))
-            yield
-
-    @contextmanager
     def _forwards(self, forwards: list[Callable[..., Any] | None]) -> Iterator[None]:
         """The layers' own forwards replaced inside the block; None leaves one as it is."""
         with ExitStack() as stack:
@@ -189,13 +186,6 @@ class Lower:
                 if forward is not None:
                     stack.enter_context(replaced(layer, forward))
             yield
-
-
-def _twice(own: Callable[..., Any], *given: Any, **more: Any) -> Any:
-    """A layer's forward that is computed again in the backward pass."""
-    for name in CACHES & more.keys():  # some models hand one down unasked, and the second time would write behind the first
-        more[name] = more[name] if isinstance(more[name], FixedCache) else None
-    return checkpoint(own, *given, use_reentrant=False, **more)
 
 
 def _fixed(part: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from lawf_repl.bench.figures import REPEATS, Figure, interleaved, timed
+from lawf_repl.bench.figures import Figure, interleaved, timed
 from lawf_repl.bench.memory import MemoryKind, measured
 from lawf_repl.bench.models import Subject, random_model
 from lawf_repl.bench.recipes import ANCHOR_WEIGHT, LEARNING_RATE, PEER_SETTINGS, REST_WEIGHT
@@ -31,6 +31,7 @@ from lawf_repl.records import Anchor, Case
 
 TOKENS, COMPLETION = 300, 100
 CORRECTED = 30, 60          # positions of the completion that are anchors
+EDITS = 12                  # of the demo world, each kind twice
 GOALS: dict[Literal["upper", "all"], float] = {"upper": 0.35, "all": 0.6}
 RATES: tuple[tuple[float | None, str, tuple[float | None, float | None]], ...] = (
     (None, "its own rate 2e-5", (0.5, 0.2)), (2e-4, "rate 2e-4", (None, None)))
@@ -141,7 +142,7 @@ def training_figures(subject: Subject) -> Iterator[Figure]:
 
     engine, probes, target_p = subject.engine, demo_probes(subject.engine), subject.settings.target_p
     meter = Meter(engine, probes)
-    tasks = make_tasks(engine, spread(load_edits(), REPEATS), target_p)
+    tasks = make_tasks(engine, spread(load_edits(), EDITS), target_p)
     ours: list[tuple[float, float, float]] = []  # seconds, drift at the same acquisition, drift at the end
     for task in tasks:
         rows = {row.when: row for row in run_ours(engine, meter, task, subject.settings.seed, replace(subject.settings, target_p=target_p), probes)}

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lawf_repl.engine import products
-from lawf_repl.engine.layout import lay_out
+from lawf_repl.engine.cache import KeptCache
+from lawf_repl.engine.layout import is_plain, lay_out
 from lawf_repl.engine.products import SMALL, OnednnLinear, by_onednn, onednn_works, product, take_over
 
 pytestmark = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
@@ -52,10 +53,11 @@ def test_products_and_gradients_are_torchs(inputs: int, outputs: int, shape: lis
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of the matrices that oneDNN is given."""
+    """Shapes of the matrices that oneDNN is given, always with inputs that lie without gaps."""
     shapes: list[torch.Size] = []
 
     def noted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        assert x.is_contiguous()
         shapes.append(weight.shape)
         return by_onednn(x, weight, bias)
 
@@ -80,6 +82,15 @@ def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]
         product(x, weight, None)
         product(torch.randn(1, 512), torch.randn(SMALL // 512, 512), None)  # one position, a large matrix
     assert made == [(8, 6), (SMALL // 512, 512)]
+
+
+def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> None:
+    weight = torch.randn(8, 6)
+    turned = torch.randn(6, 3).t()
+    with torch.no_grad():
+        product(turned, weight, None)
+    product(turned.requires_grad_(), weight, None).sum().backward()  # slopes that are one number seen from everywhere
+    assert len(made) == 3
 
 
 def tiny(hidden: int = 64, inner: int = 128, dtype: torch.dtype = torch.float32) -> Any:
@@ -110,9 +121,44 @@ def test_only_plain_float32_layers_are_taken_over() -> None:
     class Other(nn.Linear):
         """Something of its own."""
 
-    model = nn.Sequential(nn.Linear(4, 4), Other(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16), nn.LayerNorm(4))
+    model = nn.Sequential(nn.Linear(4, 4), Other(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 4, device="meta"), nn.LayerNorm(4))
     take_over(model)
-    assert [type(module) for module in model] == [OnednnLinear, Other, nn.Linear, nn.LayerNorm]
+    assert [type(module) for module in model] == [OnednnLinear, Other, nn.Linear, nn.Linear, nn.LayerNorm]
+
+
+def test_models_of_any_kind_are_taken_over() -> None:
+    model = MistralForCausalLM(MistralConfig(vocab_size=96, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                                             num_key_value_heads=1)).eval()
+    assert not is_plain(model)
+    lay_out(model)
+    assert all(type(module) is OnednnLinear for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def test_a_step_of_a_plain_decoder_goes_by_onednn_too_projections_of_the_same_input_at_once(
+        made: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
+    monkeypatch.setattr(products, "SMALL", 0)
+    model = tiny()
+    lay_out(model)
+    cache = KeptCache(model)
+    cache.feed([5, 6, 7], 1)
+    made.clear()
+    cache.feed([8], 1)
+    assert [tuple(shape) for shape in made] == 2 * [(128, 64), (64, 64), (256, 64), (64, 128)] + [(96, 64)]
+
+
+@pytest.mark.parametrize("kind", ["wrong", "machine"])
+def test_where_it_says_something_else_or_the_processor_is_another_it_is_not_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    onednn_works.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            if kind == "wrong":
+                patch.setattr(products, "by_onednn", lambda x, weight, bias: 1.01 * functional.linear(x, weight, bias))
+            else:
+                patch.setattr("lawf_repl.engine.products.platform.machine", lambda: "aarch64")
+            assert not onednn_works()
+    finally:
+        onednn_works.cache_clear()
 
 
 def test_a_build_without_it_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

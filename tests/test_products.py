@@ -13,10 +13,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from lawf_repl.config import Settings
 from lawf_repl.engine import products
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.layout import is_plain, lay_out
 from lawf_repl.engine.products import SMALL, OnednnLinear, by_onednn, onednn_works, product, take_over
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.fused import Fused
 
 pytestmark = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
 
@@ -145,6 +148,18 @@ def test_a_step_of_a_plain_decoder_goes_by_onednn_too_projections_of_the_same_in
     made.clear()
     cache.feed([8], 1)
     assert [tuple(shape) for shape in made] == 2 * [(128, 64), (64, 64), (256, 64), (64, 128)] + [(96, 64)]
+
+
+def test_layers_with_a_lora_go_by_onednn_forward_and_back(made: list[torch.Size]) -> None:
+    model = tiny()
+    lay_out(model)
+    adapter = Adapter.fresh(model, Settings(layers="all"), "tiny")
+    fused = Fused(adapter)
+    assert {id(layer) for layer in fused.layers} == {id(layer) for layer in adapter.layers().values()} and len(fused.layers) == 2 * 7
+    states = model.get_input_embeddings()(torch.arange(20)[None]).detach().requires_grad_()
+    with fused.in_place():
+        model(inputs_embeds=states, use_cache=False).logits.sum().backward()
+    assert len(made) == 2 * (2 * 7 + 1)
 
 
 @pytest.mark.parametrize("kind", ["wrong", "machine"])

@@ -33,7 +33,7 @@ def onednn_works() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 64), (32, 64), (32,)))
+    x, weight, bias = (torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for shape in ((3, 64), (32, 64), (32,)))
     try:
         with torch.no_grad():
             return all(torch.allclose(by_onednn(x, lying, bias), functional.linear(x, lying, bias), atol=CLOSE)
@@ -65,8 +65,8 @@ def product_of(module: Any) -> Product:
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x W' + bias (..., O) of x (..., I), with a gradient for x; torch's own where oneDNN is no faster or something is to be learned here."""
     learns = torch.is_grad_enabled()
-    if x.dtype != torch.float32 or not x.numel() or (learns and weight.requires_grad) or torch.is_autocast_enabled("cpu") \
-            or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
+    if x.dtype != torch.float32 or weight.device.type != "cpu" or not x.numel() or torch.is_autocast_enabled("cpu") \
+            or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
         return functional.linear(x, weight, bias)
     if learns and x.requires_grad:
         y: torch.Tensor = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]

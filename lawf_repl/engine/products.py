@@ -66,7 +66,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     """x W' + bias (..., O) of x (..., I), with a gradient for x; torch's own where oneDNN is no faster or something is to be learned here."""
     learns = torch.is_grad_enabled()
     if x.dtype != torch.float32 or weight.device.type != "cpu" or not x.numel() or torch.is_autocast_enabled("cpu") \
-            or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
+            or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) \
+            or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
         return functional.linear(x, weight, bias)
     if learns and x.requires_grad:
         y: torch.Tensor = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]

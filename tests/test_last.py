@@ -10,7 +10,7 @@ import torch
 
 from lawf_repl.config import Settings
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.batch import completion_logits, make_batch
+from lawf_repl.learn.batch import Batch, completion_logits, make_batch
 from lawf_repl.learn.lower import Lower
 from tests.architecture_zoo import ARCHITECTURES, MORE
 
@@ -30,11 +30,16 @@ def trained(model: Any, layers: str) -> Adapter:
 def test_states_and_gradients_are_those_of_the_whole_layer(name: str, layers: str) -> None:
     adapter = trained((ARCHITECTURES | MORE)[name](), layers)
     batch = make_batch(ROWS, adapter.base.device)
-    lower, parameters = Lower(adapter), adapter.parameters()
+    assert_whole(Lower(adapter), adapter, batch)
+
+
+def assert_whole(lower: Lower, adapter: Adapter, batch: Batch) -> None:
+    """States and gradients are those of the model's own forward, the second time too, from what was kept."""
+    parameters = adapter.parameters()
     expected = completion_logits(adapter.base, batch)
     toward = torch.randn_like(expected)
     gradients = torch.autograd.grad((expected * toward).sum(), parameters, allow_unused=True)
-    for _ in range(2):  # the second time from the states that were kept
+    for _ in range(2):
         found = lower.logits(batch)
         assert torch.allclose(found, expected, atol=1e-5 * float(expected.detach().abs().max()))
         for own, other in zip(torch.autograd.grad((found * toward).sum(), parameters, allow_unused=True), gradients, strict=True):

@@ -29,12 +29,13 @@ def is_plain(model: Any) -> bool:
 def lay_out(model: Any) -> None:
     """Put the weights of a plain decoder as one token at a time reads them, in float32 on a CPU; shapes and numbers stay what they are.
 
-    Projections of the same input lie side by side in one tensor, of which each weight is a view: one product gives them all.
+    One token is a product of each matrix with a vector. oneDNN (products.py) reads rows at 40 GB/s for a head of 49152 x 576.
+    MKL, where there is no oneDNN, reads 16: there a row is a sum across, for each of many short rows. Column by column it is long
+    rows added up, at 27. Projections of the same input lie side by side in one tensor, of which each weight is a view: one product
+    gives them all. Matrices that are small (SMALL) lie in columns, each on its own: MKL multiplies them with a vector, and oneDNN
+    with more, for which it must not have gaps.
     Until now the weights were parts of their file, mapped into memory. What is not laid out anew is copied too: a single norm
-    left there would keep all of the file in memory, beside the copies. Products are oneDNN's from here on, of any model
-    (products.py). Where there is none they are MKL's, and are given columns: one token is a product of each matrix with a
-    vector. Row by row that is a sum across for each of many short rows, which MKL reads at 16 GB/s for a head of 49152 x 576;
-    column by column it is long rows added up, at 27 (oneDNN: 40, row by row).
+    left there would keep all of the file in memory, beside the copies. Products are oneDNN's from here on, of a model of any kind.
     """
     if model.device.type != "cpu":
         return
@@ -43,7 +44,7 @@ def lay_out(model: Any) -> None:
         for layer in model.model.layers:
             attention, mlp = layer.self_attn, layer.mlp
             groups += (attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj), (attention.o_proj,), (mlp.down_proj,)
-        laid = {id(module.weight) for group in groups if _lie(group) for module in group}
+        laid = {id(module.weight) for group in groups if _lay(group) for module in group}
         for parameter in model.parameters():
             if parameter.dtype == torch.float32 and id(parameter) not in laid:
                 parameter.data = parameter.data.clone()
@@ -51,7 +52,7 @@ def lay_out(model: Any) -> None:
         take_over(model)
 
 
-def _lie(modules: Sequence[Any]) -> bool:
+def _lay(modules: Sequence[Any]) -> bool:
     """Lay the weights of projections of the same input; whether they lie anew."""
     if not all(type(module) is nn.Linear and module.weight.dtype == torch.float32 for module in modules):
         return False

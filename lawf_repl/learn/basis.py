@@ -123,18 +123,18 @@ def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], se
     layers = adapter.layers()
     taken: dict[str, torch.Tensor] = {}
 
-    def hook(path: str) -> Callable[..., None]:
-        def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1])
+    def hook(path: str) -> Callable[..., torch.Tensor]:
+        def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
             acting = adapter.reach.acting if adapter.reach is not None else None  # (B, T); elsewhere it can change nothing
             rows = slice(None) if acting is None else acting.reshape(-1)
 
-            def gradient(delta: torch.Tensor) -> None:
-                found = directions(x[rows], delta.detach().reshape(len(x), -1)[rows], moments, path, adapter.rank_of(path), seed)
+            def gradient(x: torch.Tensor, delta: torch.Tensor) -> None:
+                x, delta = (whole.reshape(-1, whole.shape[-1])[rows] for whole in (x, delta))
+                found = directions(x, delta, moments, path, adapter.rank_of(path), seed)
                 if found is not None:
                     taken[path] = found * moments.size(path)
-            if output.requires_grad:
-                output.register_hook(gradient)
+            seen: torch.Tensor = _Watched.apply(output, inputs[0].detach(), gradient)  # type: ignore[no-untyped-call]
+            return seen
         return watch
 
     handles = [layer.register_forward_hook(hook(path)) for path, layer in layers.items()]
@@ -144,6 +144,24 @@ def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], se
         for handle in handles:
             handle.remove()
     adapter.set_directions(taken)
+
+
+class _Watched(torch.autograd.Function):
+    """A layer's output as it is; its gradient is shown to `see` together with the layer's input.
+
+    The input is kept as everything is that a backward pass needs, so that a layer that is computed again does not keep it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor, x: torch.Tensor, see: Callable[[torch.Tensor, torch.Tensor], None]) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.see = see
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        ctx.see(ctx.saved_tensors[0], slopes[0])
+        return slopes[0], None, None
 
 
 def directions(x: torch.Tensor, delta: torch.Tensor, moments: Moments, path: str, rank: int, seed: int) -> torch.Tensor | None:

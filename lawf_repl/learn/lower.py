@@ -42,8 +42,7 @@ class Lower:
         self._last = Last(self._above)
         self._last_tried = False
         self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
-        room = beside_weights(adapter.base, KEPT) if adapter.base.device.type == "cpu" else math.inf
-        self.again = Again(self._above, room)
+        self.again = Again(self._above, room_of(adapter.base.device, adapter.base))
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
         self._model, self._reach = adapter.base, adapter.reach
         self._behind: dict[int, tuple[Batch, Batch]] = {}  # the same, to what of it comes behind the marks
@@ -186,6 +185,11 @@ class Lower:
                 if forward is not None:
                     stack.enter_context(replaced(layer, forward))
             yield
+
+
+def room_of(device: torch.device, model: Any) -> float:
+    """Bytes that layers may keep of a batch: a CPU has no error that says it is full, as an accelerator has."""
+    return beside_weights(model, KEPT) if device.type == "cpu" else math.inf
 
 
 def _fixed(part: Any) -> Any:

@@ -78,6 +78,9 @@ def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]
     product(x.bfloat16(), weight.bfloat16(), None)
     product(x, weight.requires_grad_(), None).sum().backward()      # something is learned
     assert weight.grad is not None
+    bias = torch.zeros(8, requires_grad=True)
+    product(x, weight.detach(), bias).sum().backward()
+    assert bias.grad is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert product(x, weight.detach(), None).dtype == torch.bfloat16
     assert not made
@@ -94,6 +97,13 @@ def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> No
         product(turned, weight, None)
     product(turned.requires_grad_(), weight, None).sum().backward()  # slopes that are one number seen from everywhere
     assert len(made) == 3
+
+
+def test_a_second_gradient_is_refused_and_not_zero() -> None:
+    x = torch.randn(3, 6, requires_grad=True)
+    slope, = torch.autograd.grad(product(x, torch.randn(8, 6), None).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def tiny(hidden: int = 64, inner: int = 128, dtype: torch.dtype = torch.float32) -> Any:

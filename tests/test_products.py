@@ -17,7 +17,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine import products
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.layout import is_plain, lay_out
-from lawf_repl.engine.products import SMALL, OnednnLinear, by_onednn, onednn_works, product, take_over
+from lawf_repl.engine.products import LARGE, SMALL, OnednnLinear, by_onednn, onednn_works, product, take_over
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.fused import Fused
 
@@ -68,6 +68,23 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return shapes
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
+@pytest.mark.parametrize(("rows", "threads", "parts"), [(576, 1, 1), (576, 2, 2), (580, 3, 4), (577, 1, 1), (577, 2, 0)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_matrix_of_middle_size_is_read_in_parts_for_one_vector(made: list[torch.Size], monkeypatch: pytest.MonkeyPatch, rows: int, threads: int,
+                                                                 parts: int, biased: bool) -> None:
+    assert products.parts_of(rows, threads) == parts  # 577 is prime
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = torch.randn(rows, 512, generator=generator), torch.randn(1, 1, 512, generator=generator)
+    bias = torch.randn(rows, generator=generator) if biased else None
+    assert weight.numel() > SMALL
+    found = product(x, weight, bias)
+    assert found.shape == (1, 1, rows) and torch.allclose(found, functional.linear(x, weight, bias), atol=1e-4)
+    assert bool(made) != bool(parts)
+    assert torch.allclose(product(x, lying(weight, "columns"), bias), found, atol=1e-4) and made[-1] == (rows, 512)
+
+
 def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]) -> None:
     weight, x = torch.randn(8, 6), torch.randn(3, 6)
     product(x, weight, None)
@@ -86,8 +103,8 @@ def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]
     assert not made
     with torch.no_grad():
         product(x, weight, None)
-        product(torch.randn(1, 512), torch.randn(SMALL // 512, 512), None)  # one position, a large matrix
-    assert made == [(8, 6), (SMALL // 512, 512)]
+        product(torch.randn(1, 512), torch.randn(LARGE // 512, 512), None)  # one position, a large matrix
+    assert made == [(8, 6), (LARGE // 512, 512)]
 
 
 def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> None:
@@ -157,6 +174,9 @@ def test_a_step_of_a_plain_decoder_goes_by_onednn_too_projections_of_the_same_in
     cache.feed([5, 6, 7], 1)
     made.clear()
     cache.feed([8], 1)
+    assert not made  # of this size MKL reads them in parts
+    monkeypatch.setattr(products, "LARGE", 0)
+    cache.feed([9], 1)
     assert [tuple(shape) for shape in made] == 2 * [(128, 64), (64, 64), (256, 64), (64, 128)] + [(96, 64)]
 
 

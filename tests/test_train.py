@@ -367,7 +367,7 @@ def test_an_anchor_is_pulled_to_its_goal_by_odds_that_float32_still_tells_apart_
     place = torch.arange(3)
     target = SimpleNamespace(anchors=place, chosen=torch.zeros(3, dtype=torch.long), hard=torch.ones(3, dtype=torch.bool),
                              ref_logprobs=torch.full((3, 3), -1.1), confidence=torch.ones(3))
-    loop: Any = SimpleNamespace(prepared=SimpleNamespace(target=target), goal_odds=17.0)
+    loop: Any = SimpleNamespace(prepared=SimpleNamespace(target=target), goal_odds=torch.full((3,), 17.0))
     lost = learn_train.Loop.anchor_losses(loop, logits.log_softmax(-1))
     lost.sum().backward()
     assert logits.grad is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lawf_repl.config import Settings
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.basis import Moments
 from lawf_repl.learn.batch import Batch, Pair, make_batch
+from lawf_repl.learn.head import Head
 from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.objective import Target, anchor_kl, marks
 from lawf_repl.learn.pool import KEPT_BYTES, Held, Pool
@@ -21,6 +23,7 @@ from lawf_repl.records import Case
 
 NEAR = 0.05           # a weak preference holds where p is that close to its goal, as a share of it, and
 SOFT_KL = 0.02        # its whole distribution that close to the target, in nats: the other tokens keep the base's proportions
+END_P = 0.999         # of the token right behind an anchor, which is brought that far where the base is less sure of it
 
 
 @dataclass
@@ -28,16 +31,23 @@ class Prepared:
     """What is fixed before the loop."""
 
     pairs: list[Pair]    # of the cases
-    batch: Batch         # N tokens of the accepted answers, M of them anchors
-    order: torch.Tensor  # (N,) its tokens, the anchors first: what follows is in this order
+    batch: Batch         # N tokens of the accepted answers, M of them won: anchors, and the ends of what they say
+    order: torch.Tensor  # (N,) its tokens, the anchors first, then the ends: what follows is in this order
     reference: Reference  # of the N - M others
-    target: Target       # of the anchors alone: M tokens
+    target: Target       # of what is won alone: M tokens
+    anchors: int         # how many of those are anchors
     weight: torch.Tensor  # (N - M,) that the objective's value is averaged with, of the others
     must: torch.Tensor   # (N,) positions whose top-1 has to be the accepted token
     pool: Pool           # what may be held
     watch: Pool          # what is only looked at
     moments: Moments
     lower: Lower
+
+    @property
+    def anchor_target(self) -> Target:
+        """Of the anchors alone."""
+        whole, n = self.target, self.anchors
+        return Target(whole.ref_logprobs[:n], whole.anchors[:n], whole.chosen[:n], whole.confidence[:n], whole.weight[:n])
 
 
 class Standing(NamedTuple):
@@ -59,17 +69,39 @@ def prepare(adapter: Adapter, cases: Sequence[Case], replay: Sequence[Pair], wat
     moments = Moments(adapter, sum((len(prompt) if begun is None else begun) + len(answer) for prompt, answer in seen), settings.seed)
     lower = Lower(adapter)
     places, chosen, confidence, weight = marks(batch.lengths, [case.anchors for case in cases], model.device)
-    rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
     run, _ = lower.seen(batch)
     with adapter.off(), torch.no_grad(), nullcontext() if held else moments.reading(lower.acting(run)):
         states = lower.states(run, whole=not held)
+    anchors = len(places)
+    ends = _ends(batch, lower.head, states, places, confidence == 1)
+    places = torch.cat([places, ends])
+    chosen, confidence = torch.cat([chosen, batch.targets[ends]]), torch.cat([confidence, confidence.new_ones(len(ends))])
+    rest = torch.ones(len(batch.targets), dtype=torch.bool, device=model.device).index_fill(0, places, False).nonzero()[:, 0]
     reference = Reference.of(lower.head, states[rest], 4 * len(rest) * lower.head.vocabulary <= KEPT_BYTES)
     target = Target(Reference(lower.head, states[places]).rows(0, len(places)), torch.arange(len(places), device=model.device), chosen, confidence,
                     weight[places])
     # A sampled token that nobody corrected need not be the most probable, and a weak preference need not win.
     must = torch.cat([target.hard, compare(lower.head, states[rest], reference).top == batch.targets[rest]])
     pool = Pool(adapter, held, lower, moments)
-    return Prepared(pairs, batch, torch.cat([places, rest]), reference, target, weight[rest], must, pool, Pool(adapter, watch, lower), moments, lower)
+    return Prepared(pairs, batch, torch.cat([places, rest]), reference, target, anchors, weight[rest], must, pool,
+                    Pool(adapter, watch, lower), moments, lower)
+
+
+@torch.no_grad()
+def _ends(batch: Batch, head: Head, states: torch.Tensor, anchors: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
+    """Places (E,) right behind one of the `hard` anchors, themselves none, whose token the base finds most probable and is not sure of.
+
+    It says where the corrected word ends. "a dozen" is 12 now, and behind a 12 that it never meant the base has "4" nearly as probable
+    as a comma. On the accepted answer that is enough; in a paraphrase it is 124. What the base thinks there is of its own mistake, and no
+    reason to hold it.
+    """
+    row = torch.cat([torch.full((length,), number, device=states.device) for number, length in enumerate(batch.lengths)])
+    behind = anchors[hard & (anchors + 1 < len(row))] + 1
+    behind = behind[(row[behind] == row[behind - 1]) & ~torch.isin(behind, anchors)]
+    if not len(behind):
+        return behind
+    best = Reference(head, states[behind]).rows(0, len(behind)).max(-1)
+    return behind[(best.indices == batch.targets[behind]) & (best.values < math.log(END_P))]
 
 
 def stand(prepared: Prepared, losses: Losses | None = None, together: Held | None = None) -> Standing:
@@ -105,8 +137,8 @@ class Reading:
 
 def read(standing: Standing, prepared: Prepared, settings: Settings) -> Reading:
     """Where the anchors stand."""
-    target, logprobs = prepared.target, standing.found.logprobs
-    at = logprobs[target.anchors, target.chosen]  # (M,)
+    target, logprobs = prepared.anchor_target, standing.found.logprobs
+    at = logprobs[target.anchors, target.chosen]  # of the anchors alone
     p = at.exp()
     wrong = int((standing.found.top[:len(prepared.order)] != prepared.batch.targets[prepared.order])[prepared.must].sum())
     if bool(target.hard.all()):

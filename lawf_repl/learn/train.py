@@ -25,7 +25,7 @@ from lawf_repl.learn.objective import anchor_kl, finite_logprobs, lawf_loss
 from lawf_repl.learn.pool import Held
 from lawf_repl.learn.reference import Reference, compare
 from lawf_repl.learn.solve import Solver
-from lawf_repl.learn.standing import Prepared, Reading, prepare, read, stand
+from lawf_repl.learn.standing import END_P, Prepared, Reading, prepare, read, stand
 from lawf_repl.records import Case, StopReason, TrainingResult, TrainStep
 
 Stop = Callable[[], bool]
@@ -77,7 +77,8 @@ class Loop:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
         everything = adapter.parameters()
         goal = max(settings.goal_p, 1 - (1 - settings.target_p) / BEYOND)  # a goal below the target would end short of it
-        self.goal_odds = math.log(goal / (1 - goal))
+        count, ends = len(prepared.target.anchors), len(prepared.target.anchors) - prepared.anchors
+        self.goal_odds = torch.tensor([_odds(goal)] * (count - ends) + [_odds(END_P)] * ends, device=prepared.batch.ids.device)  # (M,)
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:
@@ -221,7 +222,7 @@ class Loop:
         return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(self.trained, found, strict=True)]
 
     def anchor_losses(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """What is lowered at each anchor (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
+        """What is lowered at each anchor and end (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
         at = logprobs[target.anchors, target.chosen]  # (M,)
         others = logprobs[target.anchors].scatter(1, target.chosen[:, None], -math.inf).logsumexp(-1)
@@ -243,6 +244,10 @@ class Loop:
         ready = self.prepared
         states = ready.lower.states(ready.batch)[ready.order[:len(ready.target.anchors)]]
         return anchor_kl(finite_logprobs(ready.lower.head.logits(states)), ready.target).sum()
+
+
+def _odds(p: float) -> float:
+    return math.log(p / (1 - p))
 
 
 @torch.no_grad()

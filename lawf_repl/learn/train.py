@@ -222,7 +222,7 @@ class Loop:
         return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(self.trained, found, strict=True)]
 
     def anchor_losses(self, logprobs: torch.Tensor) -> torch.Tensor:
-        """What is lowered at each anchor and end (M,), from log-probabilities there (M, V): a hard one wants its odds, a weak one its distribution."""
+        """What is lowered at each anchor and end (M,), from logprobs there (M, V): a hard one wants its odds, a weak one its distribution."""
         target = self.prepared.target
         at = logprobs[target.anchors, target.chosen]  # (M,)
         others = logprobs[target.anchors].scatter(1, target.chosen[:, None], -math.inf).logsumexp(-1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -45,15 +44,14 @@ def test_products_and_gradients_are_torchs(inputs: int, outputs: int, shape: lis
     x = torch.randn(*shape, inputs, generator=generator)
     if turned:  # not contiguous
         x = x.transpose(0, -2).contiguous().transpose(0, -2)
-    with mock.patch.object(products, "onednn_is_faster", lambda: True):
-        found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
-        y, right = product(found, weight, bias), functional.linear(expected, weight, bias)
-        assert y.shape == right.shape and torch.allclose(y, right, atol=1e-4)
-        y.sum().backward()  # slopes that are one number seen from everywhere
-        right.sum().backward()
-        assert found.grad is not None and expected.grad is not None and torch.allclose(found.grad, expected.grad, atol=1e-4)
-        with torch.no_grad():
-            assert torch.allclose(product(x, weight, bias), right, atol=1e-4)
+    found, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, right = product(found, weight, bias), functional.linear(expected, weight, bias)
+    assert y.shape == right.shape and torch.allclose(y, right, atol=1e-4)
+    y.sum().backward()  # slopes that are one number seen from everywhere
+    right.sum().backward()
+    assert found.grad is not None and expected.grad is not None and torch.allclose(found.grad, expected.grad, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(product(x, weight, bias), right, atol=1e-4)
 
 
 @pytest.fixture
@@ -67,7 +65,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
         return by_onednn(x, weight, bias)
 
     monkeypatch.setattr(products, "by_onednn", noted)
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     return shapes
 
 
@@ -110,14 +107,6 @@ def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]
     assert made == [(8, 6), (LARGE // 512, 512)]
 
 
-def test_many_positions_are_torchs_own_where_onednn_is_no_faster(made: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
-    product(torch.randn(3, 512), torch.randn(LARGE // 512, 512), None)
-    assert not made
-    product(torch.randn(1, 512), torch.randn(LARGE // 512, 512), None)
-    assert made
-
-
 def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> None:
     weight = torch.randn(8, 6)
     turned = torch.randn(6, 3).t()
@@ -127,7 +116,7 @@ def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> No
     assert len(made) == 3
 
 
-def test_a_second_gradient_is_refused_and_not_zero(made: list[torch.Size]) -> None:
+def test_a_second_gradient_is_refused_and_not_zero() -> None:
     x = torch.randn(3, 6, requires_grad=True)
     slope, = torch.autograd.grad(product(x, torch.randn(8, 6), None).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

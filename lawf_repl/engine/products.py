@@ -1,7 +1,7 @@
 """Products with frozen float32 matrices on a CPU, by the faster of the two libraries that torch brings along.
 
 In float32 torch hands every product to MKL, which takes its slower code on processors that are not Intel's: 190 GFLOP/s and 25 GB/s
-where oneDNN, in the same build of torch, reaches 430 and 38 (two cores of an AMD EPYC of 2025, which has AVX-512). oneDNN's product is what torch's
+where oneDNN, in the same build of torch, reaches 430 and 38 (two cores of an AMD EPYC of 2025). oneDNN's product is what torch's
 own compiler calls (`mkldnn::_linear_pointwise`); it has no backward pass, so that is here. The numbers differ by rounding alone.
 
 A product with one vector takes about 40 us before oneDNN reads anything, as long as the reading of half a million numbers. MKL begins
@@ -30,12 +30,6 @@ def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     """x W' + bias by oneDNN, without a gradient. `weight` may lie row by row or column by column."""
     out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return out
-
-
-@cache
-def onednn_is_faster() -> bool:
-    """Whether many positions at once go faster by oneDNN: MKL keeps AVX-512 for Intel's processors, with AVX2 it is as fast or faster."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def by_parts(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
@@ -92,7 +86,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     learns = torch.is_grad_enabled()
     if x.dtype != torch.float32 or weight.device.type != "cpu" or not x.numel() or torch.is_autocast_enabled("cpu") \
             or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) \
-            or (weight.numel() < SMALL if x.numel() == x.shape[-1] else not onednn_is_faster()) or not _is_dense(weight):
+            or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
         return functional.linear(x, weight, bias)
     if learns and x.requires_grad:
         y = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]

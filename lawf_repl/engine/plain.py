@@ -21,6 +21,7 @@ from lawf_repl.engine.roomy import RoomyLayer
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 FEW = 16  # tokens; from there on the ceremony costs nothing
+TINY = 1e-38  # mean square of a state of zeros, where the model adds no epsilon
 
 
 class PlainSteps:
@@ -116,7 +117,7 @@ def _norm(module: Any) -> Step:
     def norm(x: torch.Tensor) -> torch.Tensor:
         if x.numel() == size:
             flat = x.view(size)
-            return torch.addcmul(zero, x, weight, value=(float(torch.dot(flat, flat)) / size + epsilon) ** -0.5)
+            return torch.addcmul(zero, x, weight, value=max(float(torch.dot(flat, flat)) / size + epsilon, TINY) ** -0.5)
         return F.layer_norm(torch.cat((x, x.neg()), -1), shape, twice, None, epsilon)[..., :size]
 
     return norm

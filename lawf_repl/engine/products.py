@@ -33,7 +33,7 @@ def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 def by_parts(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
-    """x W' (..., O) of one vector x (..., I) by MKL, which reads `parts` blocks of W's rows at the same time: it has no threads for one block."""
+    """x W' (..., O) of one vector x (..., I) by MKL, which reads `parts` blocks of W, row by row, at once: it has no threads for one."""
     rows, width = weight.shape
     vector = x.reshape(1, width).t().expand(parts, width, 1)  # strides (0, 1, I): with others MKL takes it for a matrix, at a quarter of the speed
     return torch.bmm(weight.view(parts, rows // parts, width), vector).view(*x.shape[:-1], rows)

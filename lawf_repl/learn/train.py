@@ -77,8 +77,8 @@ class Loop:
         self.adapter, self.prepared, self.settings, self.started = adapter, prepared, settings, started
         everything = adapter.parameters()
         goal = max(settings.goal_p, 1 - (1 - settings.target_p) / BEYOND)  # a goal below the target would end short of it
-        count, ends = len(prepared.target.anchors), len(prepared.target.anchors) - prepared.anchors
-        self.goal_odds = torch.tensor([_odds(goal)] * (count - ends) + [_odds(END_P)] * ends, device=prepared.batch.ids.device)  # (M,)
+        ends = len(prepared.target.anchors) - prepared.anchors
+        self.goal_odds = torch.tensor([_odds(goal)] * prepared.anchors + [_odds(END_P)] * ends, device=prepared.batch.ids.device)  # (M,)
         if adapter.from_file:  # its directions carry what it has learned before, and its numbers have units of their own
             self.trained, self.pull = everything, 0.0
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -62,9 +62,7 @@ def runs(lower: Lower, batch: Any) -> list[int]:
         seen[place] += torch.is_grad_enabled()
         return own(*given, **more)
 
-    with ExitStack() as stack:
-        for place, layer in enumerate(lower._above):
-            stack.enter_context(replaced(layer, partial(counted, place, layer.forward)))
+    with replaced([(layer, partial(counted, place, layer.forward)) for place, layer in enumerate(lower._above)]):
         lower.states(batch).sum().backward()
     return [seen[place] for place in range(len(lower._above))]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,9 +35,7 @@ class Again:
     @contextmanager
     def in_place(self, around: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
         """Inside, forwards are run so. What they are run in here, the backward pass runs them in as well: `around` makes it again."""
-        with ExitStack() as stack:
-            for place, layer in enumerate(self._layers):
-                stack.enter_context(replaced(layer, partial(self._forward, place, layer.forward, around)))
+        with replaced([(layer, partial(self._forward, place, layer.forward, around)) for place, layer in enumerate(self._layers)]):
             yield
 
     def count(self, tokens: int, given: int) -> int:

@@ -183,6 +183,11 @@ def directions(x: torch.Tensor, delta: torch.Tensor, moments: Moments, path: str
     return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
 
 
-def penalty(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tensor]) -> torch.Tensor:
-    """How far B moved from where it began, squared: the mean squared relative change on the replay prompts, summed over layers."""
-    return torch.stack([(now - then).square().sum() for now, then in zip(parameters, start, strict=True)]).sum()
+@torch.no_grad()
+def penalty(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tensor], weight: float) -> tuple[float, list[torch.Tensor]]:
+    """`weight` times how far B moved from where it began, squared, and the gradients of that.
+
+    It is the mean squared relative change on the replay prompts, summed over layers.
+    """
+    moved = [now - then for now, then in zip(parameters, start, strict=True)]
+    return float(weight * torch.stack([one.square().sum() for one in moved]).sum()), [one.mul_(2 * weight) for one in moved]

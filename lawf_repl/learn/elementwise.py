@@ -8,7 +8,7 @@ everything else stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,9 +35,7 @@ class Elementwise:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, their forwards are the one operation."""
-        with ExitStack() as stack:
-            for module, forward in self.parts:
-                stack.enter_context(replaced(module, forward))
+        with replaced(self.parts):
             yield
 
 

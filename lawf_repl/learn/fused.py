@@ -7,7 +7,7 @@ what the LoRA adds goes into y itself, and into dx. Only plain layers are run so
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,9 +27,7 @@ class Fused:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, their forwards are the one operation; where the adapter is off, the base's own."""
-        with ExitStack() as stack:
-            for layer in self.layers:
-                stack.enter_context(replaced(layer, partial(_forward, layer, layer.forward)))
+        with replaced([(layer, partial(_forward, layer, layer.forward)) for layer in self.layers]):
             yield
 
 

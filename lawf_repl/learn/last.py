@@ -7,7 +7,7 @@ these works on one position at a time, so it is given the chosen ones alone, and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -33,9 +33,7 @@ class Last:
     @contextmanager
     def narrowed(self, batch: Batch) -> Iterator[None]:
         """Inside, a forward over `batch` gives zeros in place of what those parts make of other positions."""
-        with ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(replaced(part, partial(_chosen, part.forward, batch)))
+        with replaced([(part, partial(_chosen, part.forward, batch)) for part in self.parts]):
             yield
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -180,10 +180,7 @@ class Lower:
     @contextmanager
     def _forwards(self, forwards: list[Callable[..., Any] | None]) -> Iterator[None]:
         """The layers' own forwards replaced inside the block; None leaves one as it is."""
-        with ExitStack() as stack:
-            for layer, forward in zip(self._layers, forwards, strict=True):
-                if forward is not None:
-                    stack.enter_context(replaced(layer, forward))
+        with replaced([(layer, forward) for layer, forward in zip(self._layers, forwards, strict=True) if forward is not None]):
             yield
 
 

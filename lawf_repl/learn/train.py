@@ -211,9 +211,9 @@ class Loop:
             total += found.loss
             gradients = [known + more for known, more in zip(gradients, self._behind(states, found.slope), strict=True)]
         if self.pull:
-            pulled = self.pull * penalty(self.trained, self.start)
-            total += float(pulled.detach())
-            gradients = [known + more for known, more in zip(gradients, torch.autograd.grad(pulled, self.trained), strict=True)]
+            pulled, slopes = penalty(self.trained, self.start, self.pull)
+            total += pulled
+            gradients = [known + slope for known, slope in zip(gradients, slopes, strict=True)]
         return total, gradients, read(standing, ready, self.settings)
 
     def _behind(self, states: torch.Tensor, slope: torch.Tensor | None) -> list[torch.Tensor]:

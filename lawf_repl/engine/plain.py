@@ -18,10 +18,10 @@ from transformers import DynamicCache
 from lawf_repl.engine.layout import joint
 from lawf_repl.engine.products import OnednnLinear, product_of
 from lawf_repl.engine.roomy import RoomyLayer
+from lawf_repl.engine.single import SingleLayer, can_be_single, vector_norm
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 FEW = 16  # tokens; from there on the ceremony costs nothing
-TINY = 1e-38  # mean square of a state of zeros, where the model adds no epsilon
 
 
 class PlainSteps:
@@ -43,6 +43,8 @@ class PlainSteps:
                         for layer in decoder.layers for attention in (layer.self_attn,)]
         self._width: int = decoder.layers[0].self_attn.head_dim
         self._cos = self._sin = torch.empty(0)  # (positions, 1, D)
+        self._single = [SingleLayer(layer) for layer in decoder.layers] if can_be_single(model) else []
+        self._last = vector_norm(decoder.norm)
 
     def stands(self) -> bool:
         """Whether every module is the one it was, and none has a hook, or a forward of its own, that must not be passed by."""
@@ -55,6 +57,11 @@ class PlainSteps:
         start, n = layers[0].get_seq_length(), len(ids)
         weight, width = self._embedding, self._width
         cos, sin = self._angles(start, n)
+        if n == 1 and self._single:
+            x, cos, sin = weight[ids[0]], cos[0], sin[0]
+            for single, layer in zip(self._single, layers, strict=True):
+                x = single(x, layer, cos, sin)
+            return self._last(x)[None]
         # every new token sees the cached ones and the new ones up to itself
         mask = torch.ones(n, start + n, dtype=torch.bool, device=weight.device).tril(start) if n > 1 else None
         x = weight[ids[0]][None] if n == 1 else F.embedding(torch.tensor(ids, device=weight.device), weight)  # (n, H)
@@ -109,15 +116,6 @@ def _norm(module: Any) -> Step:
         return cast(Step, module)
     if weight.device.type != "cpu":
         return lambda x: torch.rms_norm(x, weight.shape, weight, epsilon)
-    # On a CPU it is half a dozen small operations. Of one position it is a dot product and one of them; else it is layer_norm, which is one
-    # too: of x beside -x the mean is 0, and the variance is the mean square of x.
-    size = len(weight)
-    twice, shape, zero = torch.cat((weight, weight)), (2 * size,), torch.zeros(1)
-
-    def norm(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() == size:
-            flat = x.view(size)
-            return torch.addcmul(zero, x, weight, value=max(float(torch.dot(flat, flat)) / size + epsilon, TINY) ** -0.5)
-        return F.layer_norm(torch.cat((x, x.neg()), -1), shape, twice, None, epsilon)[..., :size]
-
-    return norm
+    # On a CPU it is half a dozen small operations, and layer_norm is one: of x beside -x the mean is 0, and the variance is the mean square of x.
+    twice, shape = torch.cat((weight, weight)), (2 * len(weight),)
+    return lambda x: F.layer_norm(torch.cat((x, x.neg()), -1), shape, twice, None, epsilon)[..., :len(weight)]

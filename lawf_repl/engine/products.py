@@ -39,6 +39,26 @@ def by_parts(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
     return torch.bmm(weight.view(parts, rows // parts, width), vector).view(*x.shape[:-1], rows)
 
 
+def of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The product W x (O) with a vector x (I) as `product` makes it, for a weight that stays as it is; what can be decided before is decided here."""
+    rows, width = weight.shape
+    if weight.numel() < SMALL:
+        return lambda x: torch.mv(weight, x)
+    parts = parts_of(rows, torch.get_num_threads()) if weight.numel() < LARGE and weight.is_contiguous() and torch.backends.mkl.is_available() else 0
+    if not parts:
+        return lambda x: by_onednn(x[None], weight, None)[0]
+    blocks, strides = weight.view(parts, rows // parts, width), (0, 1, width)  # strides as in `by_parts`
+    return lambda x: torch.bmm(blocks, x.as_strided((parts, width, 1), strides)).view(rows)
+
+
+def onto_vector(weight: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """y + W x (O) of vectors x (I) and y (O), as `of_vector`."""
+    if weight.numel() < SMALL:
+        return lambda x, y: torch.addmv(y, weight, x)
+    made = of_vector(weight)
+    return lambda x, y: made(x).add_(y)
+
+
 @lru_cache
 def parts_of(rows: int, threads: int) -> int:
     """Into how many equal parts to cut rows for so many threads; 0 where they cannot be cut into a few."""

@@ -38,6 +38,17 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = keys[..., :stop, :], values[..., :stop, :]
         return self.keys, self.values
 
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`update` with the states (heads, D) of one more token of the only row."""
+        start = self.get_seq_length()
+        if not start or not self._has_room(self._whole[0], key[None, :, None], start, start + 1):
+            return self.update(key[None, :, None], value[None, :, None])
+        keys, values = self._whole
+        keys[0, :, start] = key
+        values[0, :, start] = value
+        self.keys, self.values = keys[..., :start + 1, :], values[..., :start + 1, :]
+        return self.keys, self.values
+
     def _has_room(self, whole: torch.Tensor, new: torch.Tensor, start: int, stop: int) -> bool:
         """Whether what stands is in `whole`, which rows that were chosen or repeated are not any more, and `new` fits behind it."""
         return whole.numel() > 0 and stop <= whole.shape[-2] and whole.shape[:-2] == new.shape[:-2] and (

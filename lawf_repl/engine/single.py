@@ -72,7 +72,7 @@ def vector_norm(module: Any) -> Callable[[Vector], Vector]:
 def _head_norm(attention: Any, heads: int, groups: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The norms of queries and keys (heads + groups, D) as one: of x beside -x the mean is 0, and the variance is the mean square of x."""
     width = len(attention.q_norm.weight)
-    weights = torch.cat((attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(groups, -1)))
+    weights = torch.cat((attention.q_norm.weight.detach().expand(heads, -1), attention.k_norm.weight.detach().expand(groups, -1)))
     shape, epsilon = (2 * width,), attention.q_norm.variance_epsilon
 
     def norm(both: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from lawf_repl.config import Settings
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.basis import RIDGE, Moments, aim, inverse_root, samples
+from lawf_repl.learn.basis import RIDGE, Moments, aim, directions, inverse, samples
 from lawf_repl.learn.batch import completion_logits, make_batch
 from lawf_repl.learn.objective import finite_logprobs
 from tests.conftest import make_tiny_model
@@ -18,14 +18,56 @@ from tests.conftest import make_tiny_model
 ROWS = [((1, 60, 70), (80, 90, 100)), ((1, 65, 75, 85, 95), (105, 62)), ((1, 61), (71, 81, 91, 101))]
 
 
-@pytest.mark.parametrize("count", [5, 40])
-def test_the_inverse_root_is_the_dense_one_with_many_samples_and_with_few(count: int) -> None:
+def second_moments(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples (count, 12) and their C (12, 12), ridge included."""
     samples = torch.randn(count, 12, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)
     moments = samples.T @ samples / count
-    moments = moments + RIDGE * moments.trace() / 12 * torch.eye(12)
+    return samples, moments + RIDGE * moments.trace() / 12 * torch.eye(12)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_the_inverse_is_the_dense_one_with_many_samples_and_with_few(count: int) -> None:
+    samples, moments = second_moments(count)
     rows = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(inverse(samples)(rows), rows @ torch.linalg.inv(moments), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+@pytest.mark.parametrize("tokens", [6, 30])
+@pytest.mark.parametrize("twice", [False, True])
+def test_directions_are_the_right_singular_vectors_of_the_whitened_gradient(count: int, tokens: int, twice: bool) -> None:
+    samples, moments = second_moments(count)
+    drawn = torch.Generator().manual_seed(2)
+    x, delta = torch.randn(tokens, 12, generator=drawn), torch.randn(tokens, 7, generator=drawn)
+    if twice:
+        x[1] = x[0]  # the same token in the same place of two texts
+
+    class Known:
+        def solve(self, path: str, rows: torch.Tensor) -> torch.Tensor:
+            return inverse(samples)(rows)
+
     values, vectors = torch.linalg.eigh(moments)
-    assert torch.allclose(inverse_root(samples)(rows), rows @ (vectors * values.rsqrt()) @ vectors.T, rtol=1e-3, atol=1e-3)
+    root = (vectors * values.rsqrt()) @ vectors.T
+    expected = torch.linalg.svd(delta.T @ x @ root).Vh[:3] @ root
+    found = directions(x, delta, Known(), "any", 3, 0)  # type: ignore[arg-type]
+    assert found is not None
+    same = found @ moments @ expected.T  # (3, 3): each the same as one of the others, but for the sign
+    assert torch.allclose(same.abs(), torch.eye(3), atol=1e-2)
+    assert torch.allclose(found @ moments @ found.T, torch.eye(3), atol=1e-3)
+
+
+def test_there_are_no_directions_without_a_gradient_and_zeros_where_there_are_fewer_than_asked_for() -> None:
+    class Unseen:
+        def solve(self, path: str, rows: torch.Tensor) -> torch.Tensor:
+            return rows
+
+    x, delta = torch.randn(4, 12), torch.zeros(4, 7)
+    assert directions(x, delta, Unseen(), "any", 3, 0) is None  # type: ignore[arg-type]
+    delta[1] = 1.0
+    found = directions(x, delta, Unseen(), "any", 3, 0)  # type: ignore[arg-type]
+    assert found is not None and torch.allclose(found[0].abs(), (x[1] / x[1].norm()).abs(), atol=1e-4) and not found[1:].any()
+    assert directions(x * torch.nan, delta, Unseen(), "any", 3, 0) is None  # type: ignore[arg-type]
+    assert inverse(x * torch.nan)(x).isnan().all() and inverse(x * torch.nan)(torch.randn(4, 12)).isnan().all()
 
 
 def test_every_direction_has_the_same_effect_on_what_was_read_and_together_they_follow_the_gradient() -> None:

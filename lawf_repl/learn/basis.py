@@ -22,6 +22,7 @@ SAMPLES = 1024    # input vectors kept of each layer at most,
 SHARE = 0.2       # and no more than take this share of the weights in all
 RIDGE = 0.01      # of C's mean eigenvalue, added to all: what the samples never showed is not free either
 EXTRA = 8         # directions beyond the rank that the randomised decomposition works with
+SLIGHT = 1e-6     # of the mean square of the anchors' inputs, in units of C, added to all: two of them may be the same
 
 
 class Moments:
@@ -35,7 +36,7 @@ class Moments:
         self._source: dict[str, str] = {}                  # the layer whose inputs a layer shares: q, k and v see the same ones
         self._inputs: dict[str, list[torch.Tensor]] = {}
         self._output: dict[str, tuple[float, int]] = {}    # sum of squared outputs, rows
-        self._roots: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._inverses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     @contextmanager
     def reading(self, mask: torch.Tensor) -> Iterator[None]:
@@ -79,14 +80,14 @@ class Moments:
 
     def forget(self) -> None:
         """Let go of the inputs and of what was made of them, once the directions are known."""
-        self._inputs, self._roots = {}, {}
+        self._inputs, self._inverses = {}, {}
 
-    def whiten(self, path: str, rows: torch.Tensor) -> torch.Tensor:
-        """`rows` (n, d) times C^(-1/2) of the layer's inputs; unchanged where none were seen."""
+    def solve(self, path: str, rows: torch.Tensor) -> torch.Tensor:
+        """`rows` (n, d) times C^(-1) of the layer's inputs; unchanged where none were seen."""
         source = self._source.get(path, path)
-        if source not in self._roots:
-            self._roots[source] = inverse_root(torch.cat(self._inputs.pop(source)).float()) if source in self._inputs else lambda rows: rows
-        return self._roots[source](rows)
+        if source not in self._inverses:
+            self._inverses[source] = inverse(torch.cat(self._inputs.pop(source)).float()) if source in self._inputs else lambda rows: rows
+        return self._inverses[source](rows)
 
 
 def samples(adapter: Adapter) -> int:
@@ -100,19 +101,32 @@ def samples(adapter: Adapter) -> int:
     return max(1, min(SAMPLES, int(beside_weights(base, SHARE) / max(each, 1))))
 
 
-def inverse_root(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """x -> x C^(-1/2), (n, d) to (n, d), with C = X^T X / N + ridge, from samples X (N, d); never larger than (min(N, d))^2."""
+def inverse(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x -> x C^(-1), (n, d) to (n, d), with C = X^T X / N + ridge, from samples X (N, d); nothing is larger than (min(N, d))^2 or X."""
     count, width = samples.shape
     scale = samples / max(count, 1) ** 0.5
     ridge = RIDGE * max(float(scale.square().sum()) / width, 1e-12)
-    if count >= width:
-        values, vectors = torch.linalg.eigh(scale.T @ scale)      # (d,), (d, d)
-    else:
-        values, left = torch.linalg.eigh(scale @ scale.T)         # (N,), (N, N)
-        real = values > 1e-6 * values.max().clamp_min(1e-12)
-        values, vectors = values[real], scale.T @ left[:, real] / values[real].sqrt()
-    gain = (values.clamp_min(0) + ridge).rsqrt() - ridge ** -0.5  # outside the samples' span it is the ridge alone
-    return lambda rows: rows * ridge ** -0.5 + ((rows @ vectors) * gain) @ vectors.T
+    few = count < width
+    factor = factor_of(scale @ scale.T if few else scale.T @ scale, ridge)
+    wide = scale.to(factor.dtype)
+
+    def solve(x: torch.Tensor) -> torch.Tensor:
+        rows = x.to(factor.dtype)
+        solved: torch.Tensor = torch.cholesky_solve(wide @ rows.T if few else rows.T, factor).T
+        # of few samples C^(-1) = (1 - S^T (ridge + S S^T)^(-1) S) / ridge (Woodbury 1950)
+        return ((rows - solved @ wide) / ridge if few else solved).to(x.dtype)
+    return solve
+
+
+def factor_of(gram: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Cholesky's factor of a symmetric matrix with `ridge` on its diagonal; NaN where there is none.
+
+    In double precision where the device has it: what is solved with it is a small difference.
+    """
+    precise: torch.Tensor = gram if gram.device.type == "mps" else gram.double()
+    found = torch.linalg.cholesky_ex(precise + ridge * torch.eye(len(gram), dtype=precise.dtype, device=gram.device))
+    factor: torch.Tensor = found.L
+    return factor.masked_fill(found.info > 0, torch.nan)
 
 
 def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], seed: int = 0) -> None:
@@ -165,19 +179,30 @@ class _Watched(torch.autograd.Function):
 
 
 def directions(x: torch.Tensor, delta: torch.Tensor, moments: Moments, path: str, rank: int, seed: int) -> torch.Tensor | None:
-    """Rows of A (rank, d) from inputs (T, d) and gradients at the outputs (T, out); None where there is no gradient."""
+    """Rows of A (rank, d) from inputs (T, d) and gradients at the outputs (T, out); None where there is no gradient.
+
+    Without a root of C, which takes a hundred times as long as to solve for a few rows: with X C^(-1) X^T = F F^T (T, T) the right singular
+    vectors of G C^(-1/2) = delta^T X C^(-1/2) are those of delta^T F, turned, and A = V^T F^(-1) X C^(-1).
+    """
     moved = delta.abs().sum(1) > 0
     x, delta = x[moved].float(), delta[moved].float()
     if not len(x):
         return None
-    white = moments.whiten(path, x)  # (T, d)
-    # G C^(-1/2) = delta^T white; its right singular vectors need only the triangle of delta's QR
+    if len(x) > x.shape[1]:  # more rows than they have dimensions
+        turn, x = torch.linalg.qr(x)
+        delta = turn.T @ delta
+    solved = moments.solve(path, x)  # (T, d)
+    gram = solved @ x.T
+    factor = factor_of((gram + gram.T) / 2, SLIGHT * max(float(gram.diagonal().mean()), 1e-12))
+    # of delta^T the triangle of delta's QR is enough
     left = torch.linalg.qr(delta.T, mode="r").R if len(x) < delta.shape[1] else delta.T
-    product = left @ white
+    product = left @ factor.float()
+    if not bool(torch.isfinite(product).all()):
+        return None
     with torch.random.fork_rng(devices=[product.device] if product.is_cuda else []):
         torch.manual_seed(seed)
-        _, _, right = torch.svd_lowrank(product, q=min(rank + EXTRA, *product.shape), niter=4)
-    rows = moments.whiten(path, right.T[:rank])
+        _, _, right = torch.svd_lowrank(product, q=min(rank + EXTRA, *product.shape), niter=4)  # (T, q)
+    rows = torch.linalg.solve_triangular(factor.T, right[:, :rank].to(factor.dtype), upper=True).T.float() @ solved
     if not bool(torch.isfinite(rows).all()):
         return None
     return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])

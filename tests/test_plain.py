@@ -79,13 +79,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
 
 
-@pytest.mark.parametrize("layout", ["columns", pytest.param("small", marks=needs_onednn), pytest.param("rows", marks=needs_onednn)])
+@pytest.mark.parametrize("layout", ["columns", pytest.param("rows", marks=needs_onednn)])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_short_way_gives_the_logits_of_a_full_forward(name: str, layout: str, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     if layout == "columns":
         monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
-    if layout == "rows":
-        monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
     model = make(name)
     expected = full(model, TEXT)
     lay_out(model)
@@ -116,10 +114,7 @@ def test_without_onednn_weights_are_columns_side_by_side(monkeypatch: pytest.Mon
 
 
 @needs_onednn
-def test_with_onednn_weights_are_rows_side_by_side_and_small_ones_columns_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sides(laid_out()) == (False, False)
-    assert laid_out().model.layers[0].mlp.gate_proj.weight.t().is_contiguous()
-    monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
+def test_with_onednn_weights_are_rows_side_by_side() -> None:
     same = laid_out()
     assert all(parameter.is_contiguous() for parameter in same.parameters()) and sides(same) == (True, True)
 
@@ -145,8 +140,7 @@ def sides(model: Any) -> tuple[bool, bool]:
 
 
 @needs_onednn
-def test_rows_that_share_a_tensor_are_saved_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
+def test_rows_that_share_a_tensor_are_saved_one_by_one(tmp_path: Path) -> None:
     same = laid_out()
     same.save_pretrained(tmp_path)
     read = Qwen3ForCausalLM.from_pretrained(tmp_path)

@@ -17,7 +17,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine import products
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.layout import is_plain, lay_out
-from lawf_repl.engine.products import LARGE, SMALL, OnednnLinear, by_onednn, onednn_works, product, take_over
+from lawf_repl.engine.products import OnednnLinear, by_onednn, onednn_works, product, take_over
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.fused import Fused
 
@@ -69,16 +69,15 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
-@pytest.mark.parametrize(("rows", "threads", "parts"), [(576, 1, 1), (576, 2, 2), (580, 3, 4), (577, 1, 1), (577, 2, 0)])
+@pytest.mark.parametrize(("rows", "threads", "parts"), [(576, 1, 2), (576, 2, 4), (580, 3, 10), (579, 1, 3), (577, 2, 0)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_matrix_of_middle_size_is_read_in_parts_for_one_vector(made: list[torch.Size], monkeypatch: pytest.MonkeyPatch, rows: int, threads: int,
-                                                                 parts: int, biased: bool) -> None:
+def test_a_matrix_is_read_in_parts_for_one_vector(made: list[torch.Size], monkeypatch: pytest.MonkeyPatch, rows: int, threads: int, parts: int,
+                                                  biased: bool) -> None:
     assert products.parts_of(rows, threads) == parts  # 577 is prime
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     generator = torch.Generator().manual_seed(rows)
     weight, x = torch.randn(rows, 512, generator=generator), torch.randn(1, 1, 512, generator=generator)
     bias = torch.randn(rows, generator=generator) if biased else None
-    assert weight.numel() > SMALL
     found = product(x, weight, bias)
     assert found.shape == (1, 1, rows) and torch.allclose(found, functional.linear(x, weight, bias), atol=1e-4)
     assert bool(made) != bool(parts)
@@ -89,7 +88,7 @@ def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]
     weight, x = torch.randn(8, 6), torch.randn(3, 6)
     product(x, weight, None)
     assert made.pop() == (8, 6) and not made
-    product(x[:1], weight, None)                                    # one position, a small matrix
+    product(x[:1], weight, None)                                    # one position
     product(x, lying(weight, "gaps"), None)
     product(x[:0], weight, None)
     product(x.bfloat16(), weight.bfloat16(), None)
@@ -103,8 +102,8 @@ def test_onednn_is_not_given_what_it_is_slow_or_wrong_for(made: list[torch.Size]
     assert not made
     with torch.no_grad():
         product(x, weight, None)
-        product(torch.randn(1, 512), torch.randn(LARGE // 512, 512), None)  # one position, a large matrix
-    assert made == [(8, 6), (LARGE // 512, 512)]
+        product(torch.randn(1, 512), torch.randn(577, 512), None)  # one position, and rows that cannot be cut into a few blocks
+    assert made == [(8, 6), (577, 512)]
 
 
 def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> None:
@@ -166,16 +165,14 @@ def test_models_of_any_kind_are_taken_over() -> None:
 
 def test_a_step_of_a_plain_decoder_goes_by_onednn_too_projections_of_the_same_input_at_once(
         made: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lawf_repl.engine.layout.SMALL", 0)
-    monkeypatch.setattr(products, "SMALL", 0)
     model = tiny()
     lay_out(model)
     cache = KeptCache(model)
     cache.feed([5, 6, 7], 1)
     made.clear()
     cache.feed([8], 1)
-    assert not made  # of this size MKL reads them in parts
-    monkeypatch.setattr(products, "LARGE", 0)
+    assert not made  # MKL reads them in parts
+    monkeypatch.setattr(products, "parts_of", lambda rows, threads: 0)
     cache = KeptCache(model)  # what a step is made of is decided once
     cache.feed([5, 6, 7], 1)
     made.clear()

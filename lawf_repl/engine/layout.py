@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from lawf_repl.engine.products import SMALL, onednn_works, take_over
+from lawf_repl.engine.products import onednn_works, take_over
 
 FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROTATIONS = ("default", "linear", "llama3")  # whose angles do not depend on the length of the text
@@ -29,11 +29,10 @@ def is_plain(model: Any) -> bool:
 def lay_out(model: Any) -> None:
     """Put the weights of a plain decoder as one token at a time reads them, in float32 on a CPU; shapes and numbers stay what they are.
 
-    One token is a product of each matrix with a vector. oneDNN (products.py) reads rows at 40 GB/s for a head of 49152 x 576.
-    MKL, where there is no oneDNN, reads 16: there a row is a sum across, for each of many short rows. Column by column it is long
+    One token is a product of each matrix with a vector, for which products.py reads rows as fast as they come. MKL alone, where there is
+    no oneDNN, reads 16 GB/s of a head of 49152 x 576: there a row is a sum across, for each of many short rows. Column by column it is long
     rows added up, at 27. Projections of the same input lie side by side in one tensor, of which each weight is a view: one product
-    gives them all. Matrices that are small (SMALL) lie in columns, each on its own: MKL multiplies them with a vector, and oneDNN
-    with more, for which it must not have gaps.
+    gives them all.
     Until now the weights were parts of their file, mapped into memory. What is not laid out anew is copied too: a single norm
     left there would keep all of the file in memory, beside the copies. Products are oneDNN's from here on, of a model of any kind.
     """
@@ -58,14 +57,12 @@ def _lay(modules: Sequence[Any]) -> bool:
         return False
     weights = [module.weight for module in modules]
     sizes = [len(weight) for weight in weights]
-    by_mkl = not onednn_works() or sum(weight.numel() for weight in weights) < SMALL
-    if by_mkl and sum(sizes) > weights[0].shape[1]:
-        if onednn_works():  # which many positions go to, and which needs each matrix without gaps
-            parts = [weight.t().contiguous().t() for weight in weights]
-        else:
-            parts = list(torch.cat([weight.t() for weight in weights], 1).t().split(sizes))
-    elif not by_mkl and len(modules) > 1:
+    if onednn_works():
+        if len(modules) == 1:
+            return False
         parts = list(torch.cat(weights).split(sizes))
+    elif sum(sizes) > weights[0].shape[1]:
+        parts = list(torch.cat([weight.t() for weight in weights], 1).t().split(sizes))
     else:
         return False
     for module, own in zip(modules, parts, strict=True):

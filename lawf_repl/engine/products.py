@@ -4,8 +4,9 @@ In float32 torch hands every product to MKL, which takes its slower code on proc
 where oneDNN, in the same build of torch, reaches 430 and 38 (two cores of an AMD EPYC of 2025). oneDNN's product is what torch's
 own compiler calls (`mkldnn::_linear_pointwise`); it has no backward pass, so that is here. The numbers differ by rounding alone.
 
-A product with one vector takes about 40 us before oneDNN reads anything, as long as the reading of half a million numbers. MKL begins
-after 10, but has one thread for it, unless the matrix is given to it as a batch of several. So that is what is done with middle sizes.
+With one vector it is the other way round, if MKL is given the matrix as a batch of several, the blocks of its rows: it then reads 25 to 30 GB/s
+on one core and as much as the memory has on two, as fast as a sum. As one matrix it is 11 to 16, on one core whatever there are, and oneDNN's
+14 to 20 on one core, after 40 us in which it reads nothing (one AMD EPYC of 2023).
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # x (..., I), W (O, I), a bias (O) or None: (..., O)
-SMALL = 2**18  # numbers of a matrix below which its product with one vector is over before oneDNN has begun: 10 to 40 us
-LARGE = 2**21  # numbers from which on oneDNN's start is nothing beside the reading of them; below, MKL reads parts of the rows at once
+BLOCKS = 2  # for each thread at least: with one block in all MKL reads half as fast
 CLOSE = 1e-4  # largest error of what is tried, beside sums of 64 products of numbers around 1
 
 
@@ -33,7 +33,7 @@ def by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
 
 
 def by_parts(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
-    """x W' (..., O) of one vector x (..., I) by MKL, which reads `parts` blocks of W, row by row, at once: it has no threads for one."""
+    """x W' (..., O) of one vector x (..., I) by MKL, which reads `parts` blocks of W, row by row, at once."""
     rows, width = weight.shape
     vector = x.reshape(1, width).t().expand(parts, width, 1)  # strides (0, 1, I): with others MKL takes it for a matrix, at a quarter of the speed
     return torch.bmm(weight.view(parts, rows // parts, width), vector).view(*x.shape[:-1], rows)
@@ -42,27 +42,23 @@ def by_parts(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
 def of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The product W x (O) with a vector x (I) as `product` makes it, for a weight that stays as it is; what can be decided before is decided here."""
     rows, width = weight.shape
-    if weight.numel() < SMALL:
-        return lambda x: torch.mv(weight, x)
-    parts = parts_of(rows, torch.get_num_threads()) if weight.numel() < LARGE and weight.is_contiguous() and torch.backends.mkl.is_available() else 0
+    parts = _parts(weight)
     if not parts:
         return lambda x: by_onednn(x[None], weight, None)[0]
     blocks, strides = weight.view(parts, rows // parts, width), (0, 1, width)  # strides as in `by_parts`
     return lambda x: torch.bmm(blocks, x.as_strided((parts, width, 1), strides)).view(rows)
 
 
-def onto_vector(weight: torch.Tensor) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """y + W x (O) of vectors x (I) and y (O), as `of_vector`."""
-    if weight.numel() < SMALL:
-        return lambda x, y: torch.addmv(y, weight, x)
-    made = of_vector(weight)
-    return lambda x, y: made(x).add_(y)
+def _parts(weight: torch.Tensor) -> int:
+    """Into how many blocks of rows a matrix is cut for its product with a vector; 0 where that is oneDNN's."""
+    return parts_of(len(weight), torch.get_num_threads()) if weight.is_contiguous() and torch.backends.mkl.is_available() else 0
 
 
 @lru_cache
 def parts_of(rows: int, threads: int) -> int:
     """Into how many equal parts to cut rows for so many threads; 0 where they cannot be cut into a few."""
-    return next((parts for parts in range(threads, 4 * threads + 1) if rows % parts == 0), 0)
+    least = BLOCKS * threads
+    return next((parts for parts in range(least, 4 * least + 1) if rows % parts == 0), 0)
 
 
 @cache
@@ -106,16 +102,14 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     learns = torch.is_grad_enabled()
     if x.dtype != torch.float32 or weight.device.type != "cpu" or not x.numel() or torch.is_autocast_enabled("cpu") \
             or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) \
-            or (x.numel() == x.shape[-1] and weight.numel() < SMALL) or not _is_dense(weight):
+            or not _is_dense(weight):
         return functional.linear(x, weight, bias)
     if learns and x.requires_grad:
         y = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
-    if x.numel() == x.shape[-1] and weight.numel() < LARGE and weight.is_contiguous() and torch.backends.mkl.is_available():
-        parts = parts_of(len(weight), torch.get_num_threads())
-        if parts:
-            y = by_parts(x, weight, parts)
-            return y if bias is None else y.add_(bias)
+    if x.numel() == x.shape[-1] and (parts := _parts(weight)):
+        y = by_parts(x, weight, parts)
+        return y if bias is None else y.add_(bias)
     return by_onednn(x.contiguous(), weight, bias)
 
 

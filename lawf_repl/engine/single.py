@@ -8,14 +8,16 @@ query heads that share a key are queries of one head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.activations import ACT2FN
 
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.products import OnednnLinear, of_vector, onto_vector, product_of
+from lawf_repl.engine.products import OnednnLinear, of_vector, product_of
 from lawf_repl.engine.roomy import RoomyLayer
 
 Vector = torch.Tensor
@@ -37,7 +39,8 @@ class SingleLayer:
         self._project = _side_by_side(attention.q_proj, attention.k_proj, attention.v_proj)
         self._widen = _side_by_side(mlp.gate_proj, mlp.up_proj)
         self._give, self._narrow = _onto(attention.o_proj), _onto(mlp.down_proj)
-        self._act: Any = mlp.act_fn
+        # the module's own checks cost more than what it computes
+        self._act: Any = partial(F.silu, inplace=True) if type(mlp.act_fn) in (nn.SiLU, type(ACT2FN["silu"])) else mlp.act_fn
         self._scale: float = attention.scaling
         self._width: int = attention.head_dim
         self._values = int(attention.v_proj.out_features)
@@ -88,13 +91,9 @@ def _side_by_side(*modules: Any) -> Callable[[Vector], Vector]:
     return lambda x: torch.cat([part(x) for part in parts])
 
 
-def _is_bare(module: Any) -> bool:
-    return type(module) is OnednnLinear and getattr(module, "bias", None) is None
-
-
 def _product(module: Any, weight: torch.Tensor) -> Callable[[Vector], Vector]:
     """What a linear layer, of which this is the weight, makes of a vector; one with a LoRA, or with anything else to it, computes itself."""
-    if _is_bare(module):
+    if type(module) is OnednnLinear and getattr(module, "bias", None) is None:
         return of_vector(weight.detach())
     if type(module) in (nn.Linear, OnednnLinear):
         made, bias = product_of(module), module.bias
@@ -104,7 +103,5 @@ def _product(module: Any, weight: torch.Tensor) -> Callable[[Vector], Vector]:
 
 def _onto(module: Any) -> Onto:
     """A linear layer whose product is added to something."""
-    if _is_bare(module):
-        return onto_vector(module.weight.detach())
     made = _product(module, module.weight)  # peft's layers have it, too
     return lambda x, y: made(x).add_(y)

@@ -1,8 +1,7 @@
 """One token through a plain decoder in float32 on a CPU, in as few operations as there are.
 
 Beside the products with its matrices a layer is a dozen small operations, of which each takes longer to call than to compute. So
-states are vectors here, queries and keys are turned as one, what a layer adds goes onto its product where the library can do that, and the
-query heads that share a key are queries of one head.
+states are vectors here, queries and keys are turned as one, and nothing is checked that was decided before.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class SingleLayer:
         self._scale: float = attention.scaling
         self._width: int = attention.head_dim
         self._values = int(attention.v_proj.out_features)
-        self._heads, self._groups = int(attention.q_proj.out_features) // self._width, self._values // self._width
+        self._heads = int(attention.q_proj.out_features) // self._width
         self._inner = int(mlp.gate_proj.out_features)
-        self._head_norm = _head_norm(attention, self._heads, self._groups) if hasattr(attention, "q_norm") else None
+        self._head_norm = _head_norm(attention, self._heads, self._values // self._width) if hasattr(attention, "q_norm") else None
 
     def __call__(self, x: Vector, cache: RoomyLayer, cos: torch.Tensor, sin: torch.Tensor) -> Vector:
         """The layer's answer (H) to x (H), whose key and value then stand in the cache. Cosines and signed sines are (1, D)."""
@@ -56,8 +55,8 @@ class SingleLayer:
             both = self._head_norm(both)
         both = torch.addcmul(both * cos, both.view(-1, 2, self._width // 2).flip(1).view(-1, self._width), sin)  # rotary embedding (Su et al. 2021)
         keys, values = cache.append(both[self._heads:], made[-self._values:].view(-1, self._width))
-        queries = both[:self._heads].view(1, self._groups, -1, self._width)
-        seen = F.scaled_dot_product_attention(queries, keys, values, scale=self._scale)  # (1, groups, heads of each, D)
+        queries = both[:self._heads].view(1, self._heads, 1, self._width)
+        seen = F.scaled_dot_product_attention(queries, keys, values, scale=self._scale, enable_gqa=True)  # (1, heads, 1, D)
         x = self._give(seen.reshape(-1), x)
         wide = self._widen(self._behind(x))
         return self._narrow(self._act(wide[:self._inner]).mul_(wide[self._inner:]), x)

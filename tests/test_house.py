@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "peft", "rich", "prompt_toolkit"}
 # A part of the package may import its own level and lower ones.
 LEVELS = (
     {"collector", "fits", "records", "rules", "config", "errors", "spans", "conversations", "corrections", "store", "places",
-     "nodes", "beats", "course", "digest", "selection", "chronicle", "lawf_repl"},
+     "processes", "nodes", "beats", "course", "digest", "selection", "chronicle", "lawf_repl"},
     {"engine", "learn", "measure"},
     {"session", "restore", "agreement", "replay", "export", "bench", "demo"},
     {"cli", "parser", "ui", "report", "verbs", "__main__"},

@@ -178,7 +178,3 @@ def render(tokenizer: Any, messages: list[dict[str, str]], arguments: dict[str, 
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

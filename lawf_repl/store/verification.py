@@ -18,7 +18,7 @@ from lawf_repl.store.adapters import find_adapter, former_names
 from lawf_repl.store.lines import Event, Header
 from lawf_repl.store.values import from_json
 
-ALTERED = "it is not as lawf wrote it: a byte or a line before it changed, restore the file from a copy"
+ALTERED = f"it is not as lawf wrote it: it was changed, or what stood before it was changed or taken out; {form.RESTORE}"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,13 +42,17 @@ def verify(path: Path) -> list[Finding]:
         return [Finding(None, str(error))]
     found = [Finding(1, text) for text in _header(header)]
     events: dict[int, Event] = {}
+    tied = True  # whether the line before still says what this one's sum begins with: one damaged line is one trouble
     for number, line in enumerate(lines[1:], start=2):
-        if form.is_altered(line, lines[number - 2]):
-            found.append(Finding(number, ALTERED))
+        altered = tied and form.is_altered(line, lines[number - 2])
         try:
             events[number] = form.parse_event(path, number, line)
         except SessionError as error:
             found.append(Finding(number, without_place(str(error), path, number)))
+            tied = form.has_sum(line)
+        else:
+            found += [Finding(number, ALTERED)] * altered
+            tied = True
     if cut := form.dropped(lines, tail):
         found.append(Finding(len(lines) + 1, without_place(cut, path, len(lines) + 1)))
     if header["lawf_session"] == form.SCHEMA:  # an older one is checked by its migration
@@ -57,8 +61,8 @@ def verify(path: Path) -> list[Finding]:
 
 
 def without_place(text: str, path: Path, number: int) -> str:
-    """What is wrong with a line, as part of a sentence that says which line of which file it is."""
-    return text.removeprefix(f"session {path}: ").removeprefix(f"line {number} ")
+    """What is wrong with a line, as a sentence behind one that says which line of which file it is."""
+    return text.removeprefix(f"session {path}: ").replace(f"line {number} ", "it ", 1).replace(form.MEND, form.RESTORE)
 
 
 def _header(header: Header) -> list[str]:

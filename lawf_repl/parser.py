@@ -108,18 +108,18 @@ def _fix(parser: Parser) -> None:
 
 
 def _train(parser: Parser) -> None:
-    parser.add_argument("sessions", nargs="+", type=_path, metavar="SESSION", help="session files on the same base")
+    parser.add_argument("sessions", nargs="+", type=_path, metavar="SESSION", help="session files on the same base, or their names")
     parser.add_argument("--out", type=_path, default="trained.adapter", metavar="DIR", help="write the adapter there (default: trained.adapter)")
     parser.add_argument("--force", action="store_true", help="replace what stands there")
 
 
 def _check(parser: Parser) -> None:
-    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, or an adapter folder")
+    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, the name of one, or an adapter folder")
     parser.add_argument("--prompts", type=_path, metavar="FILE", help="measure what changes on these prompts, one a line or JSON Lines")
 
 
 def _export(parser: Parser) -> None:
-    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, or an adapter folder")
+    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, the name of one, or an adapter folder")
     parser.add_argument("out", type=_path, metavar="OUT", help="the folder to write (for gguf also a file NAME.gguf)")
     parser.add_argument("--format", required=True, choices=("peft", "merged", "gguf", "ollama", "vllm"), help="for which software")
     parser.add_argument("--force", action="store_true", help="replace what stands at OUT")
@@ -209,6 +209,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "bench": ("compare with peers: what each way of training costs the rest of the model", _bench),
     "completion": ("a script that makes a shell complete what is typed behind lawf", _completion),
 }
-WITH_SESSIONS = frozenset({"demo", "replay", "show", "sessions", "report", "doctor", "locate", "completion"})
+WITH_SESSIONS = frozenset({"demo", "check", "export", "replay", "show", "sessions", "report", "doctor", "locate", "completion"})
 MORE: dict[str, dict[str, Any]] = {"sessions": {"epilog": FILTER_HELP, "formatter_class": Details},
                                    "completion": {"epilog": INSTALL_HELP, "formatter_class": Details}}

@@ -142,6 +142,9 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(("arguments", "said"), [
     (["answer", "x", "--model", "./nowhere"], "the folder does not exist"),
     (["answer", "x", "--model", "owner/name", "--offline"], "not in the local cache"),
+    (["answer", "x", "--model", __file__], "test_cli.py is a file: expected a folder with config.json, or a hub id"),
+    (["answer", "x", "--model", "nope/"], "expected a folder or a hub id such as Qwen/Qwen3-0.6B, found 'nope/'"),
+    (["answer", "x", "--model", "a/b/c", "--offline"], "expected a folder or a hub id such as Qwen/Qwen3-0.6B, found 'a/b/c'"),
     (["answer", ""], "the prompt is empty"),
     (["answer"], "expected one prompt"),
     (["answer", "@nowhere.txt"], "nowhere.txt cannot be read"),

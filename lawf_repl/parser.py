@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 
 from lawf_repl import __version__
 from lawf_repl.errors import UsageError
@@ -62,9 +63,27 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **more: Any) -> None:
         more.setdefault("formatter_class", Help)
         super().__init__(allow_abbrev=False, **more)
+        self.commands: dict[str, Parser] = {}
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        wrong, behind, choices = message.partition(" (choose from ")
+        if behind and "invalid choice: '" in wrong:
+            message = f"{wrong}{_near(wrong.split(chr(39))[1], re.findall(r'[a-z0-9_-]+', choices))}{behind}{choices}"
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def refuse(self, unknown: list[str], command: str | None) -> None:
+        """Raise UsageError for arguments that the command, or lawf without one, does not have."""
+        flags = self.commands.get(command or "", self)._option_string_actions  # no other list of them is kept
+        wrong = next((one for one in unknown if one.startswith("--")), "").partition("=")[0]
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{_near(wrong, [flag for flag in flags if flag.startswith('--')])}")
+
+
+def _near(wrong: str, known: list[str]) -> str:
+    """The known word that a wrong one is close to, as a question behind it; nothing where there is none."""
+    import difflib  # late: only a mistake needs it
+
+    close = difflib.get_close_matches(wrong.lstrip("-"), [one.lstrip("-") for one in known], n=1)
+    return "".join(f"; did you mean {one}?" for one in known if [one.lstrip("-")] == close)
 
 
 def make_parser(words: Container[str] | None = None) -> Parser:
@@ -77,7 +96,7 @@ def make_parser(words: Container[str] | None = None) -> Parser:
     _add_sessions(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, prog="lawf")
     for name, (meaning, add_flags) in COMMANDS.items():
-        command = commands.add_parser(name, help=meaning, **MORE.get(name, {}))
+        parser.commands[name] = command = commands.add_parser(name, help=meaning, **MORE.get(name, {}))
         if words is None or name in words:
             add_flags(command)
             add_shared_flags(command)

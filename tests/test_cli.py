@@ -151,7 +151,7 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     (["answer", "word " * 3000], "the model's context is 1024"),
     (["answer", "x", "--device", "mps"], "device mps"),
     (["answer", "x", "--temperature", "hot"], "temperature"),
-    (["answer", "x", "--bogus"], "unrecognized arguments: --bogus"),
+    (["answer", "x", "--bogus"], "unrecognized arguments: --bogus (see"),
     (["answer", "x", "--config", "nowhere.toml"], "nowhere.toml"),
     (["answer", "x", "--adapter", "nowhere"], "no adapter at nowhere"),
     (["fix", "x"], "one of the arguments --fix --want is required"),
@@ -163,6 +163,11 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     (["answer", "x", "--template-arg", "tokenize=false"], "lawf's own to set"),
     (["demo", "--model", "x"], "leave out --model"),
     (["nonsense"], "invalid choice: 'nonsense'"),
+    (["anwser", "hi"], "invalid choice: 'anwser'; did you mean answer?"),
+    (["answer", "hi", "--tempratur", "3"], "unrecognized arguments: --tempratur 3; did you mean --temperature? (see lawf --help)"),
+    (["export", "a", "b", "--format", "peft", "--froce=1"], "unrecognized arguments: --froce=1; did you mean --force?"),
+    (["export", "a", "b", "--format", "pfet"], "argument --format: invalid choice: 'pfet'; did you mean peft?"),
+    (["--resum"], "unrecognized arguments: --resum; did you mean --resume?"),
     ([], "needs a terminal"),
 ])
 def test_bad_input_is_one_clear_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from lawf_repl import selection
 from lawf_repl.cli import main
 from lawf_repl.digest import Digest, read_digest
 from lawf_repl.errors import UsageError
@@ -141,7 +142,8 @@ def test_sorting(column: str, order: list[str]) -> None:
     (["qwen"], "bc"), (["model=QWEN"], "bc"), (["name=a"], "A"), (["capital"], "b"), (["fixed=yes"], "b"), (["fixed=no"], "A"),
     (["fixed=unknown"], "c"), (["anchors=3"], "b"),
     (["anchors>2"], "bA"), (["anchors<2"], "c"), (["drift>1e-5"], "A"), (["drift<1e-5"], "b"), (["date=2026-11"], "bc"),
-    (["date<2026-11"], "A"), (["date>2026-11-03"], "c"), (["qwen", "fixed=yes"], "b"), ([], "bAc0"), (["x=y"], "")])
+    (["date<2026-11"], "A"), (["date>2026-11-03"], "c"), (["qwen", "fixed=yes"], "b"), ([], "bAc0"),
+    (["drift > 1e-5"], "A"), (["prompt=x=y"], "")])
 def test_filters(filters: list[str], left: str) -> None:
     keep = kept_by(filters)
     assert "".join(row.name for row in ROWS if keep(row)) == left
@@ -151,6 +153,13 @@ def test_filters(filters: list[str], left: str) -> None:
 def test_a_filter_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--filter"):
         kept_by([text])
+
+
+@pytest.mark.parametrize("text", ["drft>1", "x=y", "size < 3", "Name=a"])
+def test_a_condition_on_what_is_no_column_is_refused_with_their_names(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"--filter {text}: \w+ is no column: expected one of {', '.join(COLUMNS)}; prompt={text} looks for"):
+        kept_by([text])
+    assert selection.COLUMNS == COLUMNS
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

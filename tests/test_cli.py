@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from lawf_repl import __version__, store
 from lawf_repl.cli import main
 from lawf_repl.engine.base import DEMO_MODEL
 from lawf_repl.parser import COMMANDS, make_parser
+from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 AUSTRALIA = "What is the capital of Australia?"
@@ -240,8 +242,6 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.
     made = decode.Decoder._token
 
     def press_once(self: Any, *arguments: Any) -> Any:
-        import signal
-
         monkeypatch.setattr(decode.Decoder, "_token", made)
         signal.raise_signal(signal.SIGINT)
         return made(self, *arguments)
@@ -249,6 +249,26 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.
     monkeypatch.setattr(decode.Decoder, "_token", press_once)
     code, out, _ = run(capsys, "answer", AUSTRALIA, "--json")
     assert code == 130 and json.loads(out)["finish"] == "interrupted" and json.loads(out)["text"] == "The"
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_interrupted_training_measures_no_more_than_it_has_to(steps: int, capsys: pytest.CaptureFixture[str],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Session.train
+
+    def pressed(self: Session, stop: Any) -> Any:
+        """Ctrl-C comes with the first step, or after so many of them."""
+        for step in made(self, stop):
+            if step.step == steps:
+                signal.raise_signal(signal.SIGINT)
+            yield step
+
+    monkeypatch.setattr(Session, "train", pressed)
+    code, out, err = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--neighbour", "What is the capital of Spain?", "--json")
+    fix = json.loads(out)
+    assert code == 130 and fix["training"]["stop_reason"] == "interrupted" and fix["training"]["steps"] == steps
+    assert fix["scorecard"]["probes"]["n"] == 0 and fix["scorecard"]["locality"]["n"] == 0
+    assert ("nothing was trained" in err and fix["scorecard"]["reliability"] is None) is (steps == 0)
 
 
 def test_every_command_has_a_file_of_its_own_with_the_function_that_runs_it() -> None:

@@ -138,7 +138,7 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     code, out, _ = run(capsys, "demo")
     assert code == 0 and "Sydney" in out and "Canberra" in out and "Fixed" in out and "\x1b" not in out
     assert "did you mean capital-australia" in refused(capsys, "demo", "capital-australa")
-    assert "ambiguous" in refused(capsys, "demo", "capital")
+    assert "ambiguous: give one of capital-australia, " in refused(capsys, "demo", "capital")
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -192,7 +192,8 @@ def test_folders_that_are_no_causal_model_are_named(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b"not json", "is not JSON"), (b"{}", "expected a JSON list"), (b"[]", "expected a JSON list"), (b'[{"role": "user"}]', "message 1 must be"),
+    (b"not json", 'is not JSON (Expecting value at column 1): expected a list of messages such as [{"role": "user"'),
+    (b"{}", "expected a JSON list"), (b"[]", "expected a JSON list"), (b'[{"role": "user"}]', "message 1 must be"),
     (b'[{"role": "assistant", "content": "x"}]', "the last message is the assistant's"), (b"\xff\xfe", "is not UTF-8"),
     (b"[" * 100_000, "nested too deeply"),
 ])

@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(out: str) -> list[str]:
-    return [line.split()[0] for line in out.splitlines()[1:]]
+    return [line.split()[0] for line in out.partition("\n\n")[0].splitlines()[1:]]
 
 
 def test_every_file_is_a_row(run: Run, folder: Path) -> None:
@@ -78,7 +78,17 @@ def test_rows_as_json(run: Run, folder: Path) -> None:
 def test_a_damaged_line_is_said_in_its_row(run: Run, folder: Path) -> None:
     saved.spoiled(folder / "whole.jsonl", 4, b"{\n")
     _, out, _ = run("--filter", "name=whole")
-    assert "! line 4: " in out and saved.PROMPT in out
+    assert f"! damaged  {saved.PROMPT[:24]}" in out and "\n\nwhole.jsonl: line 4: it is damaged: expected one JSON object; restore" in out
+
+
+def test_a_file_that_cannot_be_read_makes_no_row_wide(run: Run, folder: Path) -> None:
+    said = "is not a lawf session: expected {\"lawf_session\": 1, ...} in line 1"
+    table, below = run()[1].split("\n\n")
+    assert all(len(line.rstrip()) <= 100 for line in table.splitlines()) and "! cannot be read" in table and said not in table
+    assert below == f"broken.jsonl: {said}\n" and run("--verify")[1].count(said) == 1
+    long = replace(ROWS[0], prompt="word " * 60, path=Path("/s/" + "n" * 50 + ".jsonl"))
+    text = rendered(sessions_table([*ROWS, long], Theme(plain=True), None), 1000)
+    assert all(word in text for word in COLUMNS) and "n" * 50 in text and max(len(line.rstrip()) for line in text.splitlines()) <= 145
 
 
 def test_verify_names_what_does_not_hold(run: Run, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from lawf_repl import selection
+from lawf_repl import selection, store
 from lawf_repl.cli import main
 from lawf_repl.digest import Digest, read_digest
 from lawf_repl.errors import UsageError
@@ -79,6 +79,13 @@ def test_a_damaged_line_is_said_in_its_row(run: Run, folder: Path) -> None:
     saved.spoiled(folder / "whole.jsonl", 4, b"{\n")
     _, out, _ = run("--filter", "name=whole")
     assert f"! damaged  {saved.PROMPT[:24]}" in out and "\n\nwhole.jsonl: line 4: it is damaged: expected one JSON object; restore" in out
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_what_a_damaged_line_held_is_no_fault_of_the_lines_that_refer_to_it(folder: Path, number: int) -> None:
+    lines = (folder / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    saved.spoiled(folder / "whole.jsonl", number, b"[" + lines[number - 1][1:])
+    assert [found.line for found in store.verify(folder / "whole.jsonl")] == [number]
 
 
 def test_a_file_that_cannot_be_read_makes_no_row_wide(run: Run, folder: Path) -> None:

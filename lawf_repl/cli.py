@@ -53,7 +53,7 @@ def _run(arguments: list[str]) -> int:
         raise UsageError("lawf export takes one session or adapter and OUT: of several sessions, lawf train SESSION... --out DIR makes one adapter "
                          "that learns all their cases, and that can be exported")
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.refuse(unknown, options.command)
     settings = settings_of(options)
     if options.resume and options.command:
         raise UsageError(f"--resume goes on with a session in the REPL: leave out {options.command}")

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
@@ -20,6 +20,8 @@ from lawf_repl.errors import UsageError
 from lawf_repl.rules import MOST, RULES, Rule, TemplateArgs, TemplateValue, Value, flag_of
 
 LARGEST = sys.float_info.max
+PREFIX = "LAWF_"                                            # of environment variables
+OTHERS = frozenset({"LAWF_SESSIONS", "LAWF_NO_HISTORY"})    # that places.py reads
 TRUE, FALSE = frozenset({"true", "on", "yes", "1"}), frozenset({"false", "off", "no", "0"})
 
 
@@ -105,8 +107,12 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], confi
         if key not in FIELDS:
             raise UsageError(f"config file {path}: unknown key {_shown(key)}{_did_you_mean(key)}")
         values[key] = _checked(f"config file {path}: {key}", rule_of(key), value)
-    for name in FIELDS:
-        variable = f"LAWF_{name.upper()}"
+    variables = {f"{PREFIX}{name.upper()}": name for name in FIELDS}
+    for variable in environ:
+        if variable.startswith(PREFIX) and environ[variable] and variable not in variables.keys() | OTHERS:
+            near = _did_you_mean(variable.removeprefix(PREFIX), [name.removeprefix(PREFIX) for name in (*variables, *sorted(OTHERS))], PREFIX)
+            raise UsageError(f"environment variable {_shown(variable)} is no setting of lawf: correct it or unset it{near}")
+    for variable, name in variables.items():
         if text := environ.get(variable):  # set but empty counts as not set, as shells have it
             values[name] = _from_text(f"environment variable {variable}", rule_of(name), text)
     for name in FIELDS:
@@ -142,11 +148,12 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _did_you_mean(key: str) -> str:
+def _did_you_mean(key: str, known: Collection[str] = FIELDS.keys(), prefix: str = "") -> str:
+    """The known name that a wrong one is close to, else all of them, with what they begin with in common put before each."""
     import difflib  # late: only a mistake needs it
 
-    close = difflib.get_close_matches(key.replace("-", "_"), FIELDS, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; known: " + ", ".join(FIELDS)
+    close = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+    return f"; did you mean {prefix + close[0]!r}?" if close else "; known: " + ", ".join(prefix + name for name in known)
 
 
 def _read_config(path: Path, required: bool) -> dict[str, object]:

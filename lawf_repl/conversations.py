@@ -9,6 +9,8 @@ from typing import Any
 from lawf_repl.errors import UsageError
 from lawf_repl.records import Message
 
+MESSAGES = 'a list of messages such as [{"role": "user", "content": "text"}]'
+PROMPTS = 'each line as text in quotes, {"prompt": "text"} or {"messages": [...]}, as the first one begins'
 MOST_BYTES = 16 * 2**20  # of a file of prompts; more is a wrong path
 
 
@@ -33,7 +35,7 @@ def decode(data: bytes, name: str) -> str:
 
 def read_messages(path: Path) -> list[Message]:
     """A JSON list of {"role", "content"}. Raises UsageError naming what is wrong and where."""
-    return check_messages(_json(read_text(path), f"{path} is not JSON"), str(path))
+    return check_messages(_json(read_text(path), str(path), MESSAGES), str(path))
 
 
 def read_prompts(path: Path, system: str | None = None) -> list[list[Message]]:
@@ -46,7 +48,7 @@ def read_prompts(path: Path, system: str | None = None) -> list[list[Message]]:
     if not lines:
         raise UsageError(f"{path} has no prompts: expected one a line, as text or JSON Lines")
     as_json = lines[0][1].lstrip()[0] in '{"'
-    return [_prompt(_json(line, f"{path}, line {number} is not JSON") if as_json else line.strip(), f"{path}, line {number}", system)
+    return [_prompt(_json(line, f"{path}, line {number}", PROMPTS) if as_json else line.strip(), f"{path}, line {number}", system)
             for number, line in lines]
 
 
@@ -81,11 +83,11 @@ def _half(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _json(text: str, problem: str) -> Any:
+def _json(text: str, where: str, expected: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"in line {error.lineno}" if "\n" in text.strip() else f"at column {error.colno}"
-        raise UsageError(f"{problem}: {error.msg} {place}") from error
+        raise UsageError(f"{where} is not JSON ({error.msg} {place}): expected {expected}") from error
     except RecursionError as error:
-        raise UsageError(f"{problem}: it is nested too deeply") from error
+        raise UsageError(f"{where} is not JSON that can be read, it is nested too deeply: expected {expected}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 
 from lawf_repl import __version__
 from lawf_repl.errors import UsageError
@@ -62,9 +63,27 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **more: Any) -> None:
         more.setdefault("formatter_class", Help)
         super().__init__(allow_abbrev=False, **more)
+        self.commands: dict[str, Parser] = {}
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        wrong, behind, choices = message.partition(" (choose from ")
+        if behind and "invalid choice: '" in wrong:
+            message = f"{wrong}{_near(wrong.split(chr(39))[1], re.findall(r'[a-z0-9_-]+', choices))}{behind}{choices}"
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def refuse(self, unknown: list[str], command: str | None) -> None:
+        """Raise UsageError for arguments that the command, or lawf without one, does not have."""
+        flags = self.commands.get(command or "", self)._option_string_actions  # no other list of them is kept
+        wrong = next((one for one in unknown if one.startswith("--")), "").partition("=")[0]
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{_near(wrong, [flag for flag in flags if flag.startswith('--')])}")
+
+
+def _near(wrong: str, known: list[str]) -> str:
+    """The known word that a wrong one is close to, as a question behind it; nothing where there is none."""
+    import difflib  # late: only a mistake needs it
+
+    close = difflib.get_close_matches(wrong.lstrip("-"), [one.lstrip("-") for one in known], n=1)
+    return "".join(f"; did you mean {one}?" for one in known if [one.lstrip("-")] == close)
 
 
 def make_parser(words: Container[str] | None = None) -> Parser:
@@ -77,7 +96,7 @@ def make_parser(words: Container[str] | None = None) -> Parser:
     _add_sessions(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, prog="lawf")
     for name, (meaning, add_flags) in COMMANDS.items():
-        command = commands.add_parser(name, help=meaning, **MORE.get(name, {}))
+        parser.commands[name] = command = commands.add_parser(name, help=meaning, **MORE.get(name, {}))
         if words is None or name in words:
             add_flags(command)
             add_shared_flags(command)
@@ -108,18 +127,18 @@ def _fix(parser: Parser) -> None:
 
 
 def _train(parser: Parser) -> None:
-    parser.add_argument("sessions", nargs="+", type=_path, metavar="SESSION", help="session files on the same base")
+    parser.add_argument("sessions", nargs="+", type=_path, metavar="SESSION", help="session files on the same base, or their names")
     parser.add_argument("--out", type=_path, default="trained.adapter", metavar="DIR", help="write the adapter there (default: trained.adapter)")
     parser.add_argument("--force", action="store_true", help="replace what stands there")
 
 
 def _check(parser: Parser) -> None:
-    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, or an adapter folder")
+    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, the name of one, or an adapter folder")
     parser.add_argument("--prompts", type=_path, metavar="FILE", help="measure what changes on these prompts, one a line or JSON Lines")
 
 
 def _export(parser: Parser) -> None:
-    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, or an adapter folder")
+    parser.add_argument("source", type=_path, metavar="SESSION_OR_ADAPTER", help="a session file, the name of one, or an adapter folder")
     parser.add_argument("out", type=_path, metavar="OUT", help="the folder to write (for gguf also a file NAME.gguf)")
     parser.add_argument("--format", required=True, choices=("peft", "merged", "gguf", "ollama", "vllm"), help="for which software")
     parser.add_argument("--force", action="store_true", help="replace what stands at OUT")
@@ -209,6 +228,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "bench": ("compare with peers: what each way of training costs the rest of the model", _bench),
     "completion": ("a script that makes a shell complete what is typed behind lawf", _completion),
 }
-WITH_SESSIONS = frozenset({"demo", "replay", "show", "sessions", "report", "doctor", "locate", "completion"})
+WITH_SESSIONS = frozenset({"demo", "check", "export", "replay", "show", "sessions", "report", "doctor", "locate", "completion"})
 MORE: dict[str, dict[str, Any]] = {"sessions": {"epilog": FILTER_HELP, "formatter_class": Details},
                                    "completion": {"epilog": INSTALL_HELP, "formatter_class": Details}}

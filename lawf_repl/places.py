@@ -129,6 +129,15 @@ def find_one(text: str, folder: Path) -> Path:
     return path
 
 
+def find_source(path: Path, folder: Path) -> Path:
+    """The session of that name in the folder, where a command that takes a session or an adapter was given one; else the path as it is."""
+    with suppress(UsageError):  # it is no name
+        inside = named(path.name, folder)
+        if str(path) == path.name and not os.path.lexists(path) and os.path.isfile(inside):
+            return inside
+    return path
+
+
 def find_sessions(texts: Iterable[str], folder: Path) -> list[Path]:
     """The sessions that a command was given, a folder standing for all in it. Raises as find_session, and for a folder without one."""
     found: list[Path] = []

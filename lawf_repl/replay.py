@@ -67,7 +67,7 @@ def _differences(row: Row, loaded: LoadedSession, engine: Engine) -> None:
     row.changed += changed_surroundings(loaded, engine)
     if loaded.dropped:
         row.notes.append(loaded.dropped)
-    row.notes += [f"line {number} is not as lawf wrote it" for number in loaded.altered[:3]]
+    row.notes += [f"line {number} is not as lawf wrote it: it was changed, or what stood before it" for number in loaded.altered[:3]]
 
 
 class Again(Followed):

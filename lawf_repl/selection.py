@@ -17,7 +17,9 @@ FIGURES: dict[str, Callable[[Digest], float | None]] = {
 FIXED = {True: "yes", False: "no", None: "unknown"}
 ORDER = {"yes": 0.0, "no": 1.0}
 COMPARE: dict[str, Callable[[float, float], bool]] = {"=": operator.eq, "<": operator.lt, ">": operator.gt}
-_CONDITION = re.compile(r"(name|model|prompt|anchors|fixed|drift|date)([=<>])(.*)", re.DOTALL)
+COLUMNS = ("name", "model", "prompt", "anchors", "fixed", "drift", "date")  # as in parser.py, which starts without this file
+_CONDITION = re.compile(rf"({'|'.join(COLUMNS)})\s*([=<>])(.*)", re.DOTALL)
+_NAMED = re.compile(r"(\w+)\s*[=<>]")  # what reads as a condition is not searched for as a text
 
 
 def kept_by(texts: Iterable[str]) -> Keep:
@@ -29,6 +31,8 @@ def kept_by(texts: Iterable[str]) -> Keep:
 def condition(text: str) -> Keep:
     """One filter. Raises UsageError."""
     found = _CONDITION.fullmatch(text.strip())
+    if found is None and (named := _NAMED.match(text.strip())):
+        raise UsageError(f"--filter {text}: {named[1]} is no column: expected one of {', '.join(COLUMNS)}; prompt={text.strip()} looks for this text")
     if found is None:
         wanted = text.strip().casefold()
         return lambda row: any(wanted in of(row).casefold() for of in TEXTS.values())

@@ -327,12 +327,12 @@ def test_export_runs_beside_the_loop_and_is_stopped_by_ctrl_c(pipe: PipeInput, m
         commands.append(command)
         if len(commands) == 2:
             signal.raise_signal(signal.SIGINT)
-        return real([sys.executable, "-c", program[len(commands) - 1], command[4]], **keywords)
+        return real([sys.executable, "-c", program[len(commands) - 1], command[command.index("export") + 1]], **keywords)
 
     monkeypatch.setattr("lawf_repl.ui.exporting.subprocess.Popen", started)
     session.adapter_on = session.has_adapter = True
     _, shown = run(pipe, f"/export peft {tmp_path}/out\r/export\r/export zip x\r/quit\r", session)
-    assert commands[0][3:4] == ["export"] and commands[0][5:8] == [f"{tmp_path}/out", "--format", "peft"] and session.calls[-1] == "export peft True"
+    assert commands[0][-5] == "export" and commands[0][-3:] == [f"{tmp_path}/out", "--format", "peft"] and session.calls[-1] == "export peft True"
     assert "x" * 200 in shown, "a command is printed as one line, to be copied"
     assert "PASS  there" in shown and "this session" in shown and "\x1b[2J" not in shown and shown.count("expected /export peft|merged") == 2
     with create_pipe_input() as other:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from lawf_repl import __version__, store
 from lawf_repl.cli import main
 from lawf_repl.engine.base import DEMO_MODEL
 from lawf_repl.parser import COMMANDS, make_parser
+from lawf_repl.session import Session
 from tests.conftest import make_byte_tokenizer, make_tiny_model
 
 AUSTRALIA = "What is the capital of Australia?"
@@ -136,19 +138,22 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     code, out, _ = run(capsys, "demo")
     assert code == 0 and "Sydney" in out and "Canberra" in out and "Fixed" in out and "\x1b" not in out
     assert "did you mean capital-australia" in refused(capsys, "demo", "capital-australa")
-    assert "ambiguous" in refused(capsys, "demo", "capital")
+    assert "ambiguous: give one of capital-australia, " in refused(capsys, "demo", "capital")
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["answer", "x", "--model", "./nowhere"], "the folder does not exist"),
     (["answer", "x", "--model", "owner/name", "--offline"], "not in the local cache"),
+    (["answer", "x", "--model", __file__], "test_cli.py is a file: expected a folder with config.json, or a hub id"),
+    (["answer", "x", "--model", "nope/"], "expected a folder or a hub id such as Qwen/Qwen3-0.6B, found 'nope/'"),
+    (["answer", "x", "--model", "a/b/c", "--offline"], "expected a folder or a hub id such as Qwen/Qwen3-0.6B, found 'a/b/c'"),
     (["answer", ""], "the prompt is empty"),
     (["answer"], "expected one prompt"),
     (["answer", "@nowhere.txt"], "nowhere.txt cannot be read"),
     (["answer", "word " * 3000], "the model's context is 1024"),
     (["answer", "x", "--device", "mps"], "device mps"),
     (["answer", "x", "--temperature", "hot"], "temperature"),
-    (["answer", "x", "--bogus"], "unrecognized arguments: --bogus"),
+    (["answer", "x", "--bogus"], "unrecognized arguments: --bogus (see"),
     (["answer", "x", "--config", "nowhere.toml"], "nowhere.toml"),
     (["answer", "x", "--adapter", "nowhere"], "no adapter at nowhere"),
     (["fix", "x"], "one of the arguments --fix --want is required"),
@@ -160,6 +165,11 @@ def test_demo_lists_plays_and_refuses_unknown_names(capsys: pytest.CaptureFixtur
     (["answer", "x", "--template-arg", "tokenize=false"], "lawf's own to set"),
     (["demo", "--model", "x"], "leave out --model"),
     (["nonsense"], "invalid choice: 'nonsense'"),
+    (["anwser", "hi"], "invalid choice: 'anwser'; did you mean answer?"),
+    (["answer", "hi", "--tempratur", "3"], "unrecognized arguments: --tempratur 3; did you mean --temperature? (see lawf --help)"),
+    (["export", "a", "b", "--format", "peft", "--froce=1"], "unrecognized arguments: --froce=1; did you mean --force?"),
+    (["export", "a", "b", "--format", "pfet"], "argument --format: invalid choice: 'pfet'; did you mean peft?"),
+    (["--resum"], "unrecognized arguments: --resum; did you mean --resume?"),
     ([], "needs a terminal"),
 ])
 def test_bad_input_is_one_clear_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
@@ -182,7 +192,8 @@ def test_folders_that_are_no_causal_model_are_named(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b"not json", "is not JSON"), (b"{}", "expected a JSON list"), (b"[]", "expected a JSON list"), (b'[{"role": "user"}]', "message 1 must be"),
+    (b"not json", 'is not JSON (Expecting value at column 1): expected a list of messages such as [{"role": "user"'),
+    (b"{}", "expected a JSON list"), (b"[]", "expected a JSON list"), (b'[{"role": "user"}]', "message 1 must be"),
     (b'[{"role": "assistant", "content": "x"}]', "the last message is the assistant's"), (b"\xff\xfe", "is not UTF-8"),
     (b"[" * 100_000, "nested too deeply"),
 ])
@@ -232,8 +243,6 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.
     made = decode.Decoder._token
 
     def press_once(self: Any, *arguments: Any) -> Any:
-        import signal
-
         monkeypatch.setattr(decode.Decoder, "_token", made)
         signal.raise_signal(signal.SIGINT)
         return made(self, *arguments)
@@ -241,6 +250,26 @@ def test_an_interrupted_answer_keeps_its_text_and_exits_with_130(capsys: pytest.
     monkeypatch.setattr(decode.Decoder, "_token", press_once)
     code, out, _ = run(capsys, "answer", AUSTRALIA, "--json")
     assert code == 130 and json.loads(out)["finish"] == "interrupted" and json.loads(out)["text"] == "The"
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_interrupted_training_measures_no_more_than_it_has_to(steps: int, capsys: pytest.CaptureFixture[str],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Session.train
+
+    def pressed(self: Session, stop: Any) -> Any:
+        """Ctrl-C comes with the first step, or after so many of them."""
+        for step in made(self, stop):
+            if step.step == steps:
+                signal.raise_signal(signal.SIGINT)
+            yield step
+
+    monkeypatch.setattr(Session, "train", pressed)
+    code, out, err = run(capsys, "fix", AUSTRALIA, "--want", RIGHT, "--neighbour", "What is the capital of Spain?", "--json")
+    fix = json.loads(out)
+    assert code == 130 and fix["training"]["stop_reason"] == "interrupted" and fix["training"]["steps"] == steps
+    assert fix["scorecard"]["probes"]["n"] == 0 and fix["scorecard"]["locality"]["n"] == 0
+    assert ("nothing was trained" in err and fix["scorecard"]["reliability"] is None) is (steps == 0)
 
 
 def test_every_command_has_a_file_of_its_own_with_the_function_that_runs_it() -> None:

@@ -156,6 +156,13 @@ def test_other_variables_are_left_alone_and_an_empty_one_is_not_set() -> None:
     assert load_settings({}, {"LAWF_NO_HISTORY": "1", "LAWF_SESSIONS": "/x", "LAWF_RANK": "", "RANK": "7"}, None) == Settings()
 
 
+def test_a_variable_that_is_no_setting_is_refused() -> None:
+    assert refused(environ={"LAWF_TEMPRATURE": "3"}).endswith("correct it or unset it; did you mean 'LAWF_TEMPERATURE'?")
+    assert "did you mean 'LAWF_SESSIONS'?" in refused(environ={"LAWF_SESION": "x"})
+    assert "'LAWF_ZZZZ' is no setting of lawf: " in (said := refused(environ={"LAWF_ZZZZ": "x"})) and "known: LAWF_MODEL, LAWF_REVISION" in said
+    assert load_settings({}, {"LAWF_TEMPRATURE": "", "LAWFUL": "1"}, None) == Settings()
+
+
 def test_names_that_are_no_settings_are_passed_over_in_flags() -> None:
     assert load_settings({"prompt": "x", "command": "fix", "rank": None}, {}, None) == Settings()
 

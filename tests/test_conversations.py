@@ -36,10 +36,12 @@ def test_a_conversation_keeps_its_own_system_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("content", "says"), [
     (b"", "has no prompts: expected one a line"), (b" \n\n", "has no prompts"), (b"\xff\xfe", "is not UTF-8 at byte 0"),
-    (b'{"prompt": "a"}\nb', "line 2 is not JSON: Expecting value at column 1"), (b'"a"\n\n{"text": "b"}', "line 3: expected text"),
+    (b'{"prompt": "a"}\nb', r"line 2 is not JSON \(Expecting value at column 1\): expected each line as text in quotes"),
+    (b'"a"\n\n{"text": "b"}', "line 3: expected text"),
     (b'{"prompt": 3}', "line 1: expected text"), (b'{"prompt": " "}', "line 1: the prompt is empty"), (b'"\\ud800"', "half of a surrogate pair"),
     (b'{"messages": []}', "line 1: expected a JSON list"), (b'{"messages": [{"role": "assistant", "content": "a"}]}', "the last message"),
-    (b'{"messages": [{"role": "user"}]}', "line 1: message 1 must be"), (b'{"a":' * 100_000, "line 1 is not JSON: it is nested too deeply"),
+    (b'{"messages": [{"role": "user"}]}', "line 1: message 1 must be"),
+    (b'{"a":' * 100_000, "line 1 is not JSON that can be read, it is nested too deeply"),
 ])
 def test_mistakes_are_named_with_their_line(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "prompts.jsonl"

@@ -71,8 +71,8 @@ def test_a_named_model_is_loaded_and_told(capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_shown_is_what_was_found(tiny_engine: Engine, tmp_path: Path) -> None:
     found = examine(Settings(), Theme(plain=True), tmp_path, tiny_engine)
     shown = text_of(found, 200)
-    for expected in (found["versions"]["torch"], f"{found['devices'][0]['device']}  ", "taken", "Qwen3ForCausalLM", str(tmp_path), "fits cpu", "135M",
-                     found["fits"]["formula"], "nothing is wrong"):
+    for expected in (found["versions"]["torch"], f"{found['devices'][0]['device']}  ", ", which lawf uses", "background not known",
+                     "Qwen3ForCausalLM", str(tmp_path), "fits cpu", "135M", found["fits"]["formula"], "nothing is wrong"):
         assert expected in shown, expected
     assert "\x1b" not in text_of({**found, "problems": ["\x1b[2J"]}) and "nothing is wrong" not in text_of({**found, "problems": ["x"]})
 

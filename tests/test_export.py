@@ -38,6 +38,7 @@ from lawf_repl.records import Anchor, Case
 from lawf_repl.store import adapter_path
 from tests.architecture_zoo import ARCHITECTURES, MORE
 from tests.conftest import make_byte_tokenizer, make_tiny_model
+from tests.test_house import loaded_by
 
 RIGHT, WRONG = "The capital of Australia is Canberra.", "The capital of Australia is Sydney."
 ASKED = [{"role": "user", "content": "What is the capital of Australia?"}]
@@ -501,6 +502,24 @@ def test_sources_that_are_no_adapter_are_refused_in_one_line(fixed_session: Path
         (tmp_path / "canberra.adapter" / "lawf.json").write_text(about)
         with pytest.raises(ExportError, match=said):
             source.read_source(tmp_path / "canberra.adapter")
+
+
+def test_a_renamed_session_names_the_folder_that_its_file_records(fixed_session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(fixed_session, tmp_path / "renamed.jsonl")
+    for verb in (["check", "renamed"], ["export", "renamed", tmp_path / "out", "--format", "peft"]):  # by its name
+        code, _, err = lawf(capsys, *verb, "--sessions", tmp_path)
+        assert code == 2 and f"expected the folder {tmp_path / 'canberra.adapter'}; put it back" in err and err.count("\n") == 1
+
+
+def test_what_is_wrong_with_the_command_is_said_before_anything_heavy_is_loaded(fixed_session: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for out, said in (("out", "exists already"), ("no/out", "does not exist")):
+        arguments = ["export", str(fixed_session), str(tmp_path / out), "--format", "peft"]
+        assert loaded_by(f"from lawf_repl.cli import main\nassert main({arguments!r}) == 2", said) in ([], ["rich"])
+    for format_ in ("gguf", "ollama"):  # without the package that writes it
+        arguments = ["export", str(fixed_session), str(tmp_path / "new"), "--format", format_]
+        code = f"from lawf_repl.cli import main\nsys.modules['gguf'] = None\nassert main({arguments!r}) == 2"
+        assert loaded_by(code, "needs the gguf package, which is not installed: pip install 'lawf-repl[gguf]'") in ([], ["rich"])
 
 
 @pytest.mark.usefixtures("same_process")

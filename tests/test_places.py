@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from lawf_repl.cli import main
 from lawf_repl.errors import SessionError, UsageError
-from lawf_repl.places import check_name, find_all, find_session, find_sessions, last_session, named, sessions_in, sessions_place, typed, typed_there
+from lawf_repl.places import (
+    check_name,
+    find_all,
+    find_session,
+    find_sessions,
+    find_source,
+    last_session,
+    named,
+    sessions_in,
+    sessions_place,
+    typed,
+    typed_there,
+)
 
 
 @given(st.text(max_size=60))
@@ -61,6 +73,18 @@ def test_a_session_is_found_by_path_by_name_and_in_folders_once(tmp_path: Path) 
     assert last_session(folder) == two
     with pytest.raises(SessionError, match="no session in"):
         last_session(tmp_path / "nowhere")
+
+
+def test_a_name_stands_for_its_session_where_an_adapter_may_be_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    (folder / "fact.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_source(Path("fact"), folder) == find_source(Path("fact.jsonl"), folder) == folder / "fact.jsonl"
+    for other in ("none", "x/fact", "./saved/fact.adapter", "../fact", "?"):
+        assert find_source(Path(other), folder) == Path(other)
+    Path("fact").mkdir()
+    assert find_source(Path("fact"), folder) == Path("fact"), "what is there under that very name comes first"
 
 
 def test_what_is_typed_is_a_name_or_a_whole_path(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from lawf_repl import selection, store
 from lawf_repl.cli import main
 from lawf_repl.digest import Digest, read_digest
 from lawf_repl.errors import UsageError
@@ -54,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def names(out: str) -> list[str]:
-    return [line.split()[0] for line in out.splitlines()[1:]]
+    return [line.split()[0] for line in out.partition("\n\n")[0].splitlines()[1:]]
 
 
 def test_every_file_is_a_row(run: Run, folder: Path) -> None:
@@ -77,7 +78,24 @@ def test_rows_as_json(run: Run, folder: Path) -> None:
 def test_a_damaged_line_is_said_in_its_row(run: Run, folder: Path) -> None:
     saved.spoiled(folder / "whole.jsonl", 4, b"{\n")
     _, out, _ = run("--filter", "name=whole")
-    assert "! line 4: " in out and saved.PROMPT in out
+    assert f"! damaged  {saved.PROMPT[:24]}" in out and "\n\nwhole.jsonl: line 4: it is damaged: expected one JSON object; restore" in out
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_what_a_damaged_line_held_is_no_fault_of_the_lines_that_refer_to_it(folder: Path, number: int) -> None:
+    lines = (folder / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    saved.spoiled(folder / "whole.jsonl", number, b"[" + lines[number - 1][1:])
+    assert [found.line for found in store.verify(folder / "whole.jsonl")] == [number]
+
+
+def test_a_file_that_cannot_be_read_makes_no_row_wide(run: Run, folder: Path) -> None:
+    said = "is not a lawf session: expected {\"lawf_session\": 1, ...} in line 1"
+    table, below = run()[1].split("\n\n")
+    assert all(len(line.rstrip()) <= 100 for line in table.splitlines()) and "! cannot be read" in table and said not in table
+    assert below == f"broken.jsonl: {said}\n" and run("--verify")[1].count(said) == 1
+    long = replace(ROWS[0], prompt="word " * 60, path=Path("/s/" + "n" * 50 + ".jsonl"))
+    text = rendered(sessions_table([*ROWS, long], Theme(plain=True), None), 1000)
+    assert all(word in text for word in COLUMNS) and "n" * 50 in text and max(len(line.rstrip()) for line in text.splitlines()) <= 145
 
 
 def test_verify_names_what_does_not_hold(run: Run, folder: Path) -> None:
@@ -141,7 +159,8 @@ def test_sorting(column: str, order: list[str]) -> None:
     (["qwen"], "bc"), (["model=QWEN"], "bc"), (["name=a"], "A"), (["capital"], "b"), (["fixed=yes"], "b"), (["fixed=no"], "A"),
     (["fixed=unknown"], "c"), (["anchors=3"], "b"),
     (["anchors>2"], "bA"), (["anchors<2"], "c"), (["drift>1e-5"], "A"), (["drift<1e-5"], "b"), (["date=2026-11"], "bc"),
-    (["date<2026-11"], "A"), (["date>2026-11-03"], "c"), (["qwen", "fixed=yes"], "b"), ([], "bAc0"), (["x=y"], "")])
+    (["date<2026-11"], "A"), (["date>2026-11-03"], "c"), (["qwen", "fixed=yes"], "b"), ([], "bAc0"),
+    (["drift > 1e-5"], "A"), (["prompt=x=y"], "")])
 def test_filters(filters: list[str], left: str) -> None:
     keep = kept_by(filters)
     assert "".join(row.name for row in ROWS if keep(row)) == left
@@ -151,6 +170,13 @@ def test_filters(filters: list[str], left: str) -> None:
 def test_a_filter_that_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--filter"):
         kept_by([text])
+
+
+@pytest.mark.parametrize("text", ["drft>1", "x=y", "size < 3", "Name=a"])
+def test_a_condition_on_what_is_no_column_is_refused_with_their_names(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"--filter {text}: \w+ is no column: expected one of {', '.join(COLUMNS)}; prompt={text} looks for"):
+        kept_by([text])
+    assert selection.COLUMNS == COLUMNS
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])

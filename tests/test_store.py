@@ -179,6 +179,20 @@ def test_other_damage_is_named_by_its_line(path: Path, damage: bytes) -> None:
     assert "line 3 is damaged" in refused(path)
 
 
+@pytest.mark.parametrize("damage", [b"nonsense\n", b"\n", b'{"type": "note", "at": "x", \xff\n', b"whole, cut", b"flipped"])
+def test_one_damaged_line_is_one_fault_and_its_hint_helps(path: Path, damage: bytes) -> None:
+    lines_ = written(path, 5).read_bytes().splitlines(keepends=True)
+    damaged = {b"whole, cut": lines_[2][:-9] + b"\n", b"flipped": lines_[2].replace(b"{", b"[", 1)}.get(damage, damage)
+    path.write_bytes(b"".join([*lines_[:2], damaged, *lines_[3:]]))
+    said = refused(path)
+    assert "remove" not in said and said.endswith("; restore the file from a copy; lawf show still reads the other lines")
+    found = [one for one in store.verify(path) if one.line != 1]  # whose hashes are made up here
+    assert [one.line for one in found] == [3] == [one.line for one in store.salvage(path).troubles]
+    assert str(found[0]).startswith("line 3: it is ") and [line for line, _ in store.salvage(path).events] == [2, 4, 5, 6]
+    path.write_bytes(b"".join([*lines_[:2], *lines_[3:]]))
+    assert "taken out" in str(store.verify(path)[-1]), "to remove a line is no way to mend the file"
+
+
 def test_bytes_that_are_no_utf8_are_named_by_their_line(path: Path) -> None:
     path.write_bytes(written(path).read_bytes() + b'{"type": "note", "at": "\xff"}\n')
     assert "line 5 is not UTF-8 (byte 24)" in refused(path)
@@ -245,7 +259,7 @@ def test_a_line_that_is_too_long_costs_no_other(path: Path, last: bool, monkeypa
     assert f"line {at + 1} is longer than 50 MB" in refused(path)
     found = store.salvage(path)
     assert [event["text"] for _, event in found.events] == [f"note {number} 豆包" for number in range(3)]
-    assert (found.troubles[0].line, len(found.troubles)) == (at + 1, 1 if last else 2) and "longer than 50 MB" in found.troubles[0].text
+    assert (found.troubles[0].line, len(found.troubles)) == (at + 1, 1) and "longer than 50 MB" in found.troubles[0].text
     assert [one.line for one in store.verify(path) if "longer than 50 MB" in one.text] == [at + 1]
     path.write_bytes(b"x" * 16001 + b"\n" + b"".join(whole))
     with pytest.raises(SessionError, match="line 1 is longer"):

@@ -106,9 +106,11 @@ def test_a_base_of_other_weights_is_another_base_though_all_else_is_equal(demo_e
 
 
 def test_what_cannot_be_trained_is_refused_before_any_work(demo_engine: Engine, save: Save, tmp_path: Path,
-                                                           capsys: pytest.CaptureFixture[str]) -> None:
+                                                           capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     open_answer = save(demo_engine, "open.jsonl", AUSTRALIA, accept=False)
     assert "no accepted answer" in refused(capsys, open_answer)
+    monkeypatch.setenv("LAWF_SESSIONS", str(open_answer.parent))
+    assert "open.jsonl has no accepted answer" in refused(capsys, Path("open")), "by its name"
     (tmp_path / "there").mkdir()
     assert "exists already" in refused(capsys, open_answer, "--out", tmp_path / "there")
     assert "does not exist" in refused(capsys, tmp_path / "none.jsonl")

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from lawf_repl.processes import environment, module
+
 MemoryKind = Literal["paper", "upper", "all", "save", "session"]
 STEPS = 3
 PROMPTS = 12  # general prompts to hold and to measure on, in place of all: what is kept and done at a time hangs on the limits in bytes
@@ -105,8 +107,8 @@ def save_model(shape: str, device: Any, dtype: Any, folder: Path) -> None:
 
 def measured(given: dict[str, Any]) -> dict[str, Any]:
     """What a fresh process finds that does what `given` says: kind, shape, device, dtype and, where it needs one, a folder."""
-    done = subprocess.run([sys.executable, "-m", "lawf_repl.bench.memory", json.dumps(given)], capture_output=True, text=True, check=False,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)})
+    done = subprocess.run(module("lawf_repl.bench.memory", json.dumps(given)), capture_output=True, text=True, check=False,
+                          env=environment(os.environ))
     if done.returncode:
         raise RuntimeError(f"the process that measures memory ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,9 +22,10 @@ from lawf_repl import demo
 from lawf_repl.bench.figures import REPEATS, Figure, interleaved
 from lawf_repl.bench.terminal import Terminal
 from lawf_repl.errors import LawfError
+from lawf_repl.processes import FIND_HERE, environment, python
 
 MODEL = Path(str(demo.__file__)).parent / "model"
-SCRIPT = "import sys\nfrom lawf_repl.cli import main\nsys.exit(main())"  # what pip writes into bin/lawf
+SCRIPT = f"{FIND_HERE}\nfrom lawf_repl.cli import main\nsys.exit(main())"  # what pip writes into bin/lawf
 QUICK_REPEATS = 21   # of what takes less than a tenth of a second
 SECONDS = 120.0      # after which a run has failed
 PROMPT_GOAL, MORE_GOAL = 0.5, 0.12  # seconds
@@ -101,7 +101,7 @@ def lawf(*arguments: str) -> list[str]:
 def whole(arguments: list[str]) -> float:
     """Seconds from the start of an interpreter to its end."""
     began = time.perf_counter()
-    with subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    with subprocess.Popen(python(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                           env=surroundings(os.environ)) as child:
         # subprocess's own limit asks at times that are doubled, 32 and 64 ms from the start: too late to tell what ended when
         limit = threading.Timer(SECONDS, child.kill)
@@ -120,7 +120,7 @@ def whole(arguments: list[str]) -> float:
 def first_byte(arguments: list[str]) -> float:
     """Seconds from the start of an interpreter to the first byte that it prints."""
     began = time.perf_counter()
-    with subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    with subprocess.Popen(python(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                           env=surroundings(os.environ), bufsize=0) as child:
         assert child.stdout is not None
         first = child.stdout.read(1)
@@ -133,7 +133,7 @@ def first_byte(arguments: list[str]) -> float:
 def typed_at(arguments: list[str]) -> tuple[float, float]:
     """Seconds from the start of a REPL until its prompt stands, and until a letter typed then shows on the screen."""
     began = time.perf_counter()
-    with Terminal([sys.executable, *arguments], surroundings(os.environ) | {"TERM": "xterm-256color"}) as terminal:
+    with Terminal(python(*arguments), surroundings(os.environ) | {"TERM": "xterm-256color"}) as terminal:
         seen = _until(terminal, PROMPT, 0, began, arguments)
         stood = time.perf_counter() - began
         terminal.type(KEY)
@@ -151,7 +151,8 @@ def _until(terminal: Terminal, wanted: bytes, start: int, began: float, argument
 
 def surroundings(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a run: this one without settings of lawf's that would change what is measured."""
-    return {name: value for name, value in environ.items() if not name.startswith("LAWF_") and name not in ("NO_COLOR", "PYTHONPROFILEIMPORTTIME")}
+    kept = environment(environ)
+    return {name: value for name, value in kept.items() if not name.startswith("LAWF_") and name not in ("NO_COLOR", "PYTHONPROFILEIMPORTTIME")}
 
 
 def _check(arguments: list[str], code: int) -> None:

@@ -16,6 +16,8 @@ import jinja2
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -222,10 +224,12 @@ def load_engine(settings: Settings, report: Report | None = None) -> Engine:
     demo = settings.model is None
     source = str(DEMO_MODEL) if settings.model is None else settings.model
     name = DEMO_NAME if demo else source
-    looks_local = source.startswith((".", "/", "~")) or os.path.isdir(source)
+    looks_local = source.startswith((".", "/", "~")) or os.path.exists(source)
     if looks_local and not demo:
         source = os.path.expanduser(source)
         check_folder(Path(source))
+    elif not demo:
+        check_id(source)
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     common: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "local_files_only": settings.offline or looks_local or demo}
@@ -276,10 +280,18 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         raise ModelError(f"no model at {folder}: the folder does not exist; give a folder with config.json or a hub id such as owner/name")
     if not folder.is_dir():
-        raise ModelError(f"no model at {folder}: expected a folder with config.json, found a file")
+        raise ModelError(f"{folder} is a file: expected a folder with config.json, or a hub id")
     if not (folder / "config.json").is_file():
         hint = " (it holds an adapter: name its base with --model and it with --adapter)" if (folder / "adapter_config.json").is_file() else ""
         raise ModelError(f"no model at {folder}: it has no config.json{hint}")
+
+
+def check_id(name: str) -> None:
+    """Raise ModelError for what cannot be the hub id of a model."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ModelError(f"expected a folder or a hub id such as Qwen/Qwen3-0.6B, found {name!a}, which is neither") from None
 
 
 def check_causal(config: Any, name: str) -> None:

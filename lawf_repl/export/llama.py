@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ import torch
 from lawf_repl.errors import ExportError
 from lawf_repl.export.gguf_names import library
 from lawf_repl.export.identity import NOT_VERIFIED
+from lawf_repl.processes import environment, python
 
 CHILD = Path(__file__).with_name("llama_child.py")
 TOLERANCE = 1e-3       # logits; float32 in both gives 1e-5, a wrong order of rows in q and k 1
@@ -95,10 +96,10 @@ def llama_ids(base_file: Path, texts: Sequence[str]) -> list[list[int]] | None:
 
 def _ask(task: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """The child's result, None where it ended without one, and llama.cpp's log with how the child ended as its last line."""
-    command = [sys.executable, "-P", str(CHILD)]  # -P: the files beside it are named as libraries are
+    command = python(str(CHILD))  # without the files beside it, which are named as libraries are
     try:
         done = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, encoding="utf-8", errors="replace",
-                              timeout=SECONDS, check=False)
+                              timeout=SECONDS, check=False, env=environment(os.environ))
     except subprocess.TimeoutExpired:
         return None, f"it did not end within {SECONDS:.0f} s"
     ended = f"{done.stderr}\nended with {done.returncode}"

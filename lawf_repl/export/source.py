@@ -57,7 +57,7 @@ def read_source(path: Path, with_adapter: bool = True) -> Source:
     if path.is_dir():
         return _read_folder(path)
     if not path.exists():
-        raise ExportError(f"{path} does not exist: expected a session file or an adapter folder")
+        raise ExportError(f"{path} does not exist: expected a session file, the name of a session (lawf sessions lists them) or an adapter folder")
     source = _read_session(path)
     if with_adapter and source.adapter is None:
         raise ExportError(f"session {path} has no adapter: train it first, with lawf fix or lawf train")
@@ -176,8 +176,8 @@ def _from_events(path: Path, loaded: store.LoadedSession) -> Source:
 def _adapter_of(path: Path, event: dict[str, Any]) -> Path:
     """The folder that an adapter event names; the one beside the session where both were moved."""
     named = Path(str(event["path"]))
-    folder = named if named.is_absolute() else path.parent / named
-    return folder if folder.is_dir() else store.adapter_path(path)
+    folder, beside = named if named.is_absolute() else path.parent / named, store.adapter_path(path)
+    return beside if beside.is_dir() and not folder.is_dir() else folder
 
 
 def check_adapter(source: Source) -> Path:

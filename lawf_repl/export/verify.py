@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.errors import ExportError
 from lawf_repl.export.identity import PREFIX, Finding
 from lawf_repl.export.trials import Trial
+from lawf_repl.processes import environment, module
 
 CLOSE = 1e-3      # logits of the same model by the same library, float32
 CLOSE_HALF = 0.1  # the same in half precision, or
@@ -27,9 +27,6 @@ SHARE_HALF = 0.1  # that much of what the adapter moves: transformers rounds a L
 STRONGER = "train with a stronger margin (--target-p 0.99, or goal_p = 0.99999999 in the config file)"
 SHARE = 0.5       # of what the adapter moves: rounding that is larger has eaten it
 BY = {"peft": "PeftModel.from_pretrained", "transformers": "load_adapter"}
-# Imports this very lawf, wherever it was found, and leaves the rest of the path as every Python has it.
-PROGRAM = ("import sys; sys.path.insert(0, sys.argv[1]); import lawf_repl; sys.path.pop(0); "
-           "from lawf_repl.export.fresh import main; sys.exit(main(sys.argv[2:]))")
 
 
 @dataclass(frozen=True)
@@ -180,9 +177,9 @@ def in_fresh_process(live: Live, kind: str, folder: Path, **more: Any) -> dict[s
 
 
 def start(job: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """The fresh process, to its end. With -P, files of the user's folder do not stand for modules: one may be called peft.py."""
-    return subprocess.run([sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parents[2]), str(job)], capture_output=True, text=True,
-                          encoding="utf-8", errors="replace", check=False, env=os.environ | more)
+    """The fresh process, to its end. Files of the user's folder do not stand for modules there: one may be called peft.py."""
+    return subprocess.run(module("lawf_repl.export.fresh", str(job)), capture_output=True, text=True, encoding="utf-8", errors="replace",
+                          check=False, env=environment(os.environ | more))
 
 
 def release(engine: Engine) -> None:

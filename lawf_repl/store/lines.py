@@ -34,8 +34,9 @@ MODEL_KEYS = ("id", "revision", "config_sha256", "tokenizer_sha256", "template_s
 OWN_KEYS = frozenset({"type", "at", "sum"})  # of an event, not its giver's to set
 MAX_LINE_BYTES = 50_000_000
 LONG = b"too long\n"  # what stands for a line above that
-MEND = "restore the file from a copy, or remove that line"
-TOO_LONG = f"is longer than 50 MB, which lawf never writes; {MEND}"
+RESTORE = "restore the file from a copy"
+MEND = f"{RESTORE}; lawf show still reads the other lines"  # no line can be taken out: each is tied to the one before
+TOO_LONG = "is longer than 50 MB, which lawf never writes"
 _SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}\n?$')
 _SUM_BYTES = 40  # at the end of a line, that hold its sum: a long line need not be searched
 
@@ -67,7 +68,7 @@ def to_line(value: Mapping[str, Any], before: bytes | None = None) -> bytes:
 
 
 def is_altered(line: bytes, before: bytes) -> bool:
-    """Whether a line has a sum and it is another than that of what stands there."""
+    """Whether a line has a sum and it is another than that of what stands there, behind `before`."""
     stated = _stated(line)
     return stated is not None and stated[1] != _sum(before, line[:stated.start()] + b"}")
 
@@ -108,7 +109,7 @@ def read_lines(path: Path, skip_long: bool = False) -> tuple[list[bytes], bytes]
             while line := source.readline(MAX_LINE_BYTES + 1):
                 if len(line) > MAX_LINE_BYTES:
                     if not skip_long or not lines:
-                        raise SessionError(f"session {path}: line {len(lines) + 1} {TOO_LONG}")
+                        raise SessionError(f"session {path}: line {len(lines) + 1} {TOO_LONG}; {MEND if lines else RESTORE}")
                     while line and not line.endswith(b"\n"):
                         line = source.readline(MAX_LINE_BYTES)
                     line = LONG
@@ -156,14 +157,14 @@ def parse_header(path: Path, line: bytes) -> Header:
     if schema > SCHEMA:
         raise SessionError(f"session {path} has schema {schema}; lawf {__version__} reads up to {SCHEMA}; update lawf to read it")
     if not all(isinstance(header.get(key), str) for key in ("id", "created", "lawf_version")) or not isinstance(header.get("model"), dict):
-        raise SessionError(f"session {path}: line 1 is damaged: expected id, created, lawf_version and model; {MEND}")
+        raise SessionError(f"session {path}: line 1 is damaged: expected id, created, lawf_version and model; {RESTORE}")
     return header
 
 
 def parse_event(path: Path, number: int, line: bytes) -> Event:
     """Any other line, its sum left out. Raises SessionError."""
     if line is LONG:
-        raise SessionError(f"session {path}: line {number} {TOO_LONG}")
+        raise SessionError(f"session {path}: line {number} {TOO_LONG}; {MEND}")
     event = _parse_object(path, number, line)
     event.pop("sum", None)
     kind = event.get("type")

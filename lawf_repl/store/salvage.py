@@ -34,18 +34,21 @@ def salvage(path: Path, types: Collection[str] | None = None) -> Salvaged:
     header = form.parse_header(path, lines[0])
     events: list[tuple[int, Event]] = []
     troubles: list[Finding] = []
+    tied = True  # whether the line before still says what this one's sum begins with: one damaged line is one trouble
     for number, line in enumerate(lines[1:], start=2):
-        altered = form.is_altered(line, lines[number - 2])
-        begin = _BEGIN.match(line) if types is not None and not altered and form.has_sum(line) else None
+        altered = tied and form.is_altered(line, lines[number - 2])
+        begin = _BEGIN.match(line) if types is not None and not altered and tied and form.has_sum(line) else None
         if types is not None and begin is not None and begin[1].decode() not in types:
             events.append((number, {"type": begin[1].decode(), "at": begin[2].decode()}))
             continue
-        if altered:
-            troubles.append(Finding(number, ALTERED))
         try:
             events.append((number, form.parse_event(path, number, line)))
         except SessionError as error:
             troubles.append(Finding(number, without_place(str(error), path, number)))
+            tied = form.has_sum(line)
+        else:
+            troubles += [Finding(number, ALTERED)] * altered
+            tied = True
     if cut := form.dropped(lines, tail):
         troubles.append(Finding(len(lines) + 1, without_place(cut, path, len(lines) + 1)))
     for schema in range(header["lawf_session"], form.SCHEMA):

@@ -18,7 +18,7 @@ from lawf_repl.store.adapters import find_adapter, former_names
 from lawf_repl.store.lines import Event, Header
 from lawf_repl.store.values import from_json
 
-ALTERED = "it is not as lawf wrote it: a byte or a line before it changed, restore the file from a copy"
+ALTERED = f"it is not as lawf wrote it: it was changed, or what stood before it was changed or taken out; {form.RESTORE}"
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -42,23 +42,27 @@ def verify(path: Path) -> list[Finding]:
         return [Finding(None, str(error))]
     found = [Finding(1, text) for text in _header(header)]
     events: dict[int, Event] = {}
+    tied = True  # whether the line before still says what this one's sum begins with: one damaged line is one trouble
     for number, line in enumerate(lines[1:], start=2):
-        if form.is_altered(line, lines[number - 2]):
-            found.append(Finding(number, ALTERED))
+        altered = tied and form.is_altered(line, lines[number - 2])
         try:
             events[number] = form.parse_event(path, number, line)
         except SessionError as error:
             found.append(Finding(number, without_place(str(error), path, number)))
+            tied = form.has_sum(line)
+        else:
+            found += [Finding(number, ALTERED)] * altered
+            tied = True
     if cut := form.dropped(lines, tail):
         found.append(Finding(len(lines) + 1, without_place(cut, path, len(lines) + 1)))
     if header["lawf_session"] == form.SCHEMA:  # an older one is checked by its migration
-        found += _Check(path).run(events)
+        found += _Check(path, min(set(range(2, len(lines) + 1)) - events.keys(), default=len(lines) + 1)).run(events)
     return sorted(found, key=lambda one: one.line or 0)
 
 
 def without_place(text: str, path: Path, number: int) -> str:
-    """What is wrong with a line, as part of a sentence that says which line of which file it is."""
-    return text.removeprefix(f"session {path}: ").removeprefix(f"line {number} ")
+    """What is wrong with a line, as a sentence behind one that says which line of which file it is."""
+    return text.removeprefix(f"session {path}: ").replace(f"line {number} ", "it ", 1).replace(form.MEND, form.RESTORE)
 
 
 def _header(header: Header) -> list[str]:
@@ -85,8 +89,10 @@ def _is_time(text: Any) -> bool:
 class _Check:
     """Follows the events and remembers what later ones refer to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unread: int) -> None:
         self._path = path
+        self._unread = unread  # the first line that could not be read
+        self._number = 0       # the line at work
         self._nodes: dict[int, Completion] = {}
         self._roots: dict[int, tuple[int, ...]] = {}   # prompt ids of each node
         self._asked: tuple[int, ...] | None = None
@@ -100,6 +106,7 @@ class _Check:
             "training": self._train, "rerun": self._rerun, "scorecard": self._card,
         }
         for number, event in events.items():
+            self._number = number
             if not _is_time(event["at"]):
                 found.append(Finding(number, f"expected a time in at, found {ascii(event['at'])[:40]}"))
             try:
@@ -122,7 +129,7 @@ class _Check:
         node, parent = _number(event, "node"), _number(event, "parent")
         self._correction = (node, parent, correction)
         if parent not in self._nodes:
-            return f"answer {parent} is not there"
+            return self._absent(f"answer {parent} is not there")
         if correction.removed_ids != self._nodes[parent].ids[correction.position:]:
             return f"the ids that it removes are not those of answer {parent} from position {correction.position} on"
         return None
@@ -144,14 +151,14 @@ class _Check:
         return None
 
     def _move(self, event: Event) -> str | None:
-        return None if _number(event, "node") in self._nodes else f"answer {event['node']} is not there"
+        return None if _number(event, "node") in self._nodes else self._absent(f"answer {event['node']} is not there")
 
     def _accept(self, event: Event) -> str | None:
         node, ids = _number(event, "node"), _ids(event, "completion_ids")
         anchors = from_json(tuple[Anchor, ...], event.get("anchors"))
         answer = self._nodes.get(node)
         if answer is None:
-            return f"answer {node} is not there"
+            return self._absent(f"answer {node} is not there")
         self._accepted.add(answer.prompt_ids)
         if answer.ids != ids or event.get("text") != answer.text:
             return f"its ids and text are not those of answer {node}"
@@ -167,11 +174,15 @@ class _Check:
         if event.get("node") is not None and event.get("parent") is not None and (parent := _number(event, "parent")) in self._nodes:
             self._nodes[_number(event, "node")] = self._nodes[parent]  # the same answer, another model
         if not self._accepted.issuperset(prompts):
-            return "it names a prompt whose answer was not accepted"
+            return self._absent("it names a prompt whose answer was not accepted")
         if curve is not None and {len(column) for column in (curve.loss, curve.drift, curve.seconds, curve.fixed, curve.round, *curve.anchor_p)} \
                 != {len(curve.step)}:
             return "the columns of its curve differ in length"
         return None if len(result.unreachable) <= len(result.anchor_p) else "more anchors were not reached than there are"
+
+    def _absent(self, text: str) -> str | None:
+        """That something is not there which a line refers to: no fault of its own behind a line that could not be read."""
+        return text if self._number < self._unread else None
 
     def _rerun(self, event: Event) -> str | None:
         ids, after = _ids(event, "after_ids"), event.get("after_completion")

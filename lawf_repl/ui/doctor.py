@@ -13,6 +13,9 @@ from lawf_repl.fits import BYTES, RATIO, size_text
 from lawf_repl.ui.layout import visible
 from lawf_repl.ui.theme import Theme
 
+# By the tone of the colours.
+BACKGROUND = {"dark": "dark background", "light": "light background", "middle": "background not known: colours that can be read on dark and light"}
+
 
 def doctor_view(found: Mapping[str, Any], theme: Theme) -> RenderableType:
     """The fields of schema lawf.doctor/1, and last what is wrong."""
@@ -36,7 +39,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("optional", ", ".join(f"{name} {one['version']} (extra {one['extra']})" for name, one in found["optional"].items()))]
     for one in found["devices"]:
         memory = "memory not told" if one["free"] is None else f"{_gib(one['free'])} of {_gib(one['total'])} free"
-        rows.append(("device", f"{one['device']}  {one['name']}, {memory}, {one['dtype']}{', taken' if one['chosen'] else ''}"))
+        rows.append(("device", f"{one['device']}  {one['name']}, {memory}, {one['dtype']}{', which lawf uses' if one['chosen'] else ''}"))
     rows.append(("threads", ", ".join(f"{name} {'not set' if count is None else count}" for name, count in found["threads"].items())))
     if model := found["model"]:
         rows.append(("model", f"{model['name']}, {model['architecture']}, {size_text(model['parameters'])} parameters, {_gib(model['bytes'])} on "
@@ -47,7 +50,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     terminal = found["terminal"]
     size = f"{terminal['columns']} x {terminal['rows']}, " if terminal["columns"] else ""
     rows.append(("terminal", f"{size}TERM {terminal['TERM'] or 'not set'}, {terminal['encoding']}, colours {'on' if terminal['colours'] else 'off'}, "
-                             f"background {terminal['background']}, input {_is(terminal['input'])}, output {_is(terminal['output'])}"))
+                             f"{BACKGROUND[terminal['background']]}, input {_is(terminal['input'])}, output {_is(terminal['output'])}"))
     return rows
 
 

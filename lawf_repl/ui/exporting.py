@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lawf_repl.errors import UsageError
+from lawf_repl.processes import environment, module
 from lawf_repl.ui import work
 from lawf_repl.ui.layout import visible
 from lawf_repl.ui.port import SessionPort
@@ -36,10 +38,10 @@ def export(session: SessionPort, argument: str, console: Console, theme: Theme) 
         raise UsageError("there is no adapter to export: train one first")
     with tempfile.TemporaryDirectory(prefix="lawf-export-") as folder:
         saved = session.save(str(Path(folder) / "session.jsonl"))
-        command = [sys.executable, "-m", "lawf_repl", "export", saved, str(place), "--format", format_, *flags(session.settings)]
+        command = module("lawf_repl", "export", saved, str(place), "--format", format_, *flags(session.settings))
         with Interruptible() as stop, work.waiting(f"exporting for {format_}, and loading it again in a fresh process", console, theme):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, encoding="utf-8",
-                                       errors="replace", start_new_session=True)  # Ctrl-C is ours to pass on
+                                       errors="replace", env=environment(os.environ), start_new_session=True)  # Ctrl-C is ours to pass on
             text = _finish(process, stop)
     if stop():
         console.print(Text(f"interrupted: nothing was written to {visible(str(place))}", theme.rich("quiet")))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the real import brings torch
 ALTERNATIVES = 5
 TIES = 3
 WORDS = {"ok": ("same", "good"), "diverged": ("DIVERGES", "bad"),
-         "changed": ("OTHERWISE, on another model or software than it was recorded with:", "bad"), "error": ("cannot be replayed", "bad")}
+         "changed": ("OTHERWISE, on another model or software than it was recorded with:", "bad"), "error": ("not replayed:", "bad")}
 
 
 def row_view(row: Row, theme: Theme, tolerance: float) -> RenderableType:

@@ -17,6 +17,7 @@ from lawf_repl.ui.render import shorten
 from lawf_repl.ui.theme import Theme
 
 MODEL = 24             # cells of this column at most
+WIDTH = 100            # cells of the table where there is no terminal
 PROMPT = 160           # cells of a prompt at most
 LEAST_PROMPT = 24      # where it would get fewer, other columns are left out
 DISPENSABLE = ("date", "model")
@@ -24,7 +25,7 @@ RIGHT = ("anchors", "drift")
 
 
 def sessions_table(rows: Sequence[Digest], theme: Theme, width: int | None, held: Collection[Path] | None = None) -> Table:
-    """The table laid out for `width` cells; where that is None, as wide as it needs, so that programs find all of it on the line.
+    """The table laid out for `width` cells. Where that is None, for programs, it has every column and whole names, and prompts are cut for WIDTH.
 
     `held` are the files that were verified and hold; None where none were verified.
     """
@@ -32,17 +33,17 @@ def sessions_table(rows: Sequence[Digest], theme: Theme, width: int | None, held
     if held is not None:
         columns["file"] = [_cell("file", row, theme, held) for row in rows]
     gap = 2 if theme.plain else 3
-    room = PROMPT
     if width is not None:
         for cell in columns["name"]:
             cell.plain = shorten(cell.plain, max(8, width // 4))
-        for title in ("", *DISPENSABLE):
-            columns.pop(title, None)
-            room = width - sum(max(len(name), *(cell.cell_len for cell in cells)) + gap for name, cells in columns.items() if name != "prompt")
-            if room >= LEAST_PROMPT:
-                break
+    for title in ("", *(DISPENSABLE if width is not None else ())):
+        columns.pop(title, None)
+        room = (width or WIDTH) - sum(max(len(name), *(cell.cell_len for cell in cells)) + gap for name, cells in columns.items() if name != "prompt")
+        if room >= LEAST_PROMPT:
+            break
+    least = 4 if width is not None else LEAST_PROMPT
     for cell in columns["prompt"]:
-        cell.plain = shorten(cell.plain, max(4, min(room, PROMPT)))
+        cell.plain = shorten(cell.plain, max(least, min(room, PROMPT)))
     table = Table(box=None if theme.plain else box.SIMPLE_HEAD, border_style=theme.rich("border"), header_style=theme.rich("quiet"),
                   show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for title in columns:
@@ -70,9 +71,9 @@ def _cell(column: str, row: Digest, theme: Theme, held: Collection[Path] | None)
 
 
 def prompt_text(row: Digest) -> str:
-    """The prompt, how many more there are, and what is wrong with the file."""
+    """The prompt, how many more there are, and that something is wrong with the file: what it is stands below the table."""
     more = f"  (+{row.prompts - 1})" if row.prompts > 1 else ""
-    wrong = f"! {visible(str(row.troubles[0]))}{'; …' if len(row.troubles) > 1 else ''}  " if row.troubles else ""
+    wrong = ("! damaged  " if row.readable else "! cannot be read") if row.troubles else ""
     return f"{wrong}{visible(row.prompt)}{more}"
 
 

@@ -14,7 +14,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import PromptError
 from lawf_repl.export.identity import Finding, effect, match_base, match_file, shapes
-from lawf_repl.export.source import Known, Source, check_adapter, read_source
+from lawf_repl.export.source import Known, Source, check_adapter
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Pair
 from lawf_repl.measure.probes import base_answers, measure_drift
@@ -22,7 +22,7 @@ from lawf_repl.measure.prompts import load_probes
 from lawf_repl.measure.scorecard import answer_text
 from lawf_repl.records import Check, Message, Scorecard
 from lawf_repl.ui.layout import visible
-from lawf_repl.verbs.export import base_settings, finding_line, load_base
+from lawf_repl.verbs.export import base_settings, finding_line, load_base, source_of
 from lawf_repl.verbs.fix import scorecard_json
 from lawf_repl.verbs.inputs import print_json
 
@@ -47,7 +47,7 @@ class Checked:
 
 def run_check(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0 if base, effect and accepted answers hold, 1 if one does not."""
-    source = read_source(options.source)
+    source = source_of(options)
     folder = check_adapter(source)
     shapes(folder)
     chosen = base_settings(options, settings, source)

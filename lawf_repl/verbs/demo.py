@@ -44,7 +44,7 @@ def pick(edits: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"{name!r} is ambiguous: {', '.join(edit['name'] for edit in found[:6])}")
+        raise UsageError(f"{name!r} is ambiguous: give one of {', '.join(edit['name'] for edit in found[:6])}{', …' * (len(found) > 6)}")
     near = difflib.get_close_matches(name, [edit["name"] for edit in edits], n=1, cutoff=0.5)
     raise UsageError(f"no planted mistake is called {name!r}: see lawf demo --list" + (f" (did you mean {near[0]}?)" if near else ""))
 

@@ -152,7 +152,7 @@ def tell_corrections(session: Session, story: Story) -> None:
 
 
 def learn(session: Session, job: Job, story: Story | None, stop: Stop, outcome: Outcome) -> Outcome:
-    """Train, run again, measure and save; fills `outcome`."""
+    """Train, run again, measure and save; fills `outcome`. Where the training was interrupted, the prompt alone is run again."""
     for text in job.paraphrases:
         session.add_paraphrase(text)
     for text in job.neighbours:
@@ -164,10 +164,12 @@ def learn(session: Session, job: Job, story: Story | None, stop: Stop, outcome: 
         exhaust(session.train(stop))
     assert session.training is not None
     outcome.training, outcome.interrupted = session.training, session.training.stop_reason == "interrupted"
+    if outcome.interrupted and not outcome.training.steps:
+        print("lawf: interrupted before the first step: nothing was trained, and nothing is measured", file=sys.stderr)
+        return outcome
     save_adapter(session, job, outcome)  # before measuring: what was trained must not be lost
-    measuring = never if outcome.interrupted else stop  # the Ctrl-C that ended the training has had its effect
-    reruns = session.rerun(measuring)
-    outcome.card = session.scorecard(reruns, measuring)
+    reruns = session.rerun(never if outcome.interrupted else stop)  # the Ctrl-C that ended the training would end the answers too
+    outcome.card = session.scorecard(reruns, stop)
     outcome.after, outcome.fixed = reruns[-1].after.text, reruns[-1].fixed
     outcome.interrupted |= stop()
     if story:

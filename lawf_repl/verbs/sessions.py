@@ -66,7 +66,7 @@ def reason(text: str, path: Path) -> str:
 
 
 def tell(rows: Sequence[Digest], place: Place, verified: Verified | None, settings: Settings) -> None:
-    """The table, and one line for everything that --verify found."""
+    """The table, and one line for everything that is wrong with a file: what reading it showed, or all that --verify found."""
     from lawf_repl.ui.sessions import sessions_table, summary
 
     story = Story(settings)
@@ -78,10 +78,11 @@ def tell(rows: Sequence[Digest], place: Place, verified: Verified | None, settin
     if width is None:
         story.console.width = WIDEST
     story.console.print(sessions_table(rows, story.theme, width, held))
+    wrong = [(row.path, one) for row in rows for one in (row.troubles if verified is None else verified[row.path])]
+    lines = [visible(f"{path.name}: {reason(str(one), path)}") for path, one in wrong]
+    if lines:
+        print("", *lines, sep="\n")
     if verified is not None:
-        for path, found in verified.items():
-            for one in found:
-                print(visible(f"{path.name}: {reason(str(one), path)}"))
         print(summary(len(rows), sum(not found for found in verified.values())))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from lawf_repl.learn.conflicts import conflicts
 from lawf_repl.measure.answers import weights_sha256
 from lawf_repl.measure.prompts import load_probes
 from lawf_repl.measure.scorecard import Question, answer_text, measure
+from lawf_repl.places import find_source, sessions_place
 from lawf_repl.records import Rerun, Scorecard, TrainingResult
 from lawf_repl.session import RECIPE, Session, Stop, open_session
 from lawf_repl.ui.layout import visible
@@ -52,7 +54,8 @@ def run_train(options: argparse.Namespace, settings: Settings) -> int:
     """Exit code 0 if every accepted answer comes out and the written folder is verified, 1 if not, 130 if interrupted."""
     order = Order(options.out, "peft", options.force)
     check_place(order.out, order.force)
-    sources = [read_session(path) for path in dict.fromkeys(options.sessions)]
+    folder = sessions_place(None, os.environ).path
+    sources = [read_session(path) for path in dict.fromkeys(find_source(path, folder) for path in options.sessions)]
     same_base(sources)
     known = [(source, one) for source in sources for one in source.known]
     refuse_conflicts(known)

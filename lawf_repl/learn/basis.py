@@ -108,11 +108,11 @@ def inverse(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     ridge = RIDGE * max(float(scale.square().sum()) / width, 1e-12)
     few = count < width
     factor = factor_of(scale @ scale.T if few else scale.T @ scale, ridge)
-    wide = scale.to(factor.dtype)
+    precise, kept = factor.dtype, factor.float()  # there is one for each layer: kept in half the bytes
 
     def solve(x: torch.Tensor) -> torch.Tensor:
-        rows = x.to(factor.dtype)
-        solved: torch.Tensor = torch.cholesky_solve(wide @ rows.T if few else rows.T, factor).T
+        rows, wide = x.to(precise), scale.to(precise) if few else scale
+        solved: torch.Tensor = torch.cholesky_solve(wide @ rows.T if few else rows.T, kept.to(precise)).T
         # of few samples C^(-1) = (1 - S^T (ridge + S S^T)^(-1) S) / ridge (Woodbury 1950)
         return ((rows - solved @ wide) / ridge if few else solved).to(x.dtype)
     return solve

@@ -66,6 +66,16 @@ def test_ask_fix_accept_train(pipe: PipeInput) -> None:
     assert places == sorted(places)
 
 
+def test_another_answer_to_an_accepted_prompt_says_whose_place_it_takes(pipe: PipeInput) -> None:
+    question, said = "What is the capital of Australia?\r", "in place of the answer to this prompt accepted before: "
+    session = FakeSession()
+    _, shown = run(pipe, f"{question}cCanberra\raq/new\r{question}cMelbourne\raq/cases\r/quit\r", session)
+    assert shown.count(said) == 1 and f"{said}The capital of Australia is Canberra." in shown and len(session.cases) == 1
+    assert shown.index("is Melbourne.") < shown.index(said), "below the answer that was accepted"
+    _, shown = run(pipe, f"{question}cCanberra\raq/new\r{question}cCanberra\raq/accept\r/new\rWho?\rcNo\raq/quit\r", FakeSession())
+    assert said not in shown, "the same answer again, and the answer to another prompt, take nothing away"
+
+
 def test_t_accepts_first_and_undo_redo_pick_delete_end_and_go_on_work(pipe: PipeInput) -> None:
     session = FakeSession()
     _, shown = run(pipe, "What is the capital of Australia?\r\r2u\x12" "t/edit\r0xq/edit\r$+ Yes\rq/quit\r", session)

@@ -26,7 +26,7 @@ from lawf_repl.ui.render import anchors_table, answer_view, least_sure_places
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
 from lawf_repl.ui.theme import Theme, theme_for
-from lawf_repl.ui.tree import sampled_text
+from lawf_repl.ui.tree import replaced_text, sampled_text
 from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
 
 Extra = Callable[[SessionPort, str, Stop, Theme], tuple[SessionPort, RenderableType]]  # of a command: the session to go on with, what to show
@@ -76,6 +76,7 @@ class Repl:
         self.status = Status(model_name)
         self.line = InputLine(loader, theme, self.status, open_history(options.history), options.vi, saved)
         self.accepted_case: Case | None = None  # accepted, and not told yet
+        self.replaced: Case | None = None       # another answer to its prompt, accepted before, whose place it took
         self.shown: Completion | None = None   # the answer that stands in the scrollback already
         self.told = self.hinted = False  # what the model's loading had to say, and what to do without a view: once
         self.waiting = ""  # a line that was sent, and whose wait for the model was interrupted: it stands in the prompt again
@@ -204,6 +205,7 @@ class Repl:
                     self.accept(session)
                     train = self.options.keys.shown("train")
                     note = f"accepted: {self._accepted_anchors()} · {train} trains · /new, then one more prompt"
+                    note += f" · {replaced_text(self.replaced)}" if self.replaced is not None else ""
                     continue
                 note = self.apply(session, action) or self._finish_note(session)
                 cursor = self._reopening(session, cursor)
@@ -247,7 +249,9 @@ class Repl:
 
     def accept(self, session: SessionPort) -> None:
         """Keep the answer for training; what was accepted is printed when the answer view is left."""
-        self.accepted_case = session.accept()
+        before = session.cases
+        self.accepted_case = case = session.accept()
+        self.replaced = next((one for one in before if one not in session.cases and one.completion_ids != case.completion_ids), self.replaced)
         self._count(session)
 
     def _accept_here(self, session: SessionPort) -> None:
@@ -269,11 +273,13 @@ class Repl:
             prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
             if not training:
                 self.say(f"accepted: {prompts} to train on; /train trains, /new and another prompt adds a case")
+            if self.replaced is not None:
+                self.say(replaced_text(self.replaced), "accent")
             if sampled := session.sampled():
                 self.say(sampled_text(sampled))
             for conflict in session.conflicts():
                 self.say(conflict, "bad")
-        self.accepted_case = None
+        self.accepted_case = self.replaced = None
 
     def train(self, session: SessionPort, from_view: bool = False) -> None:
         """Train and show before and after; what stands in the view, or is the only answer, is accepted first."""

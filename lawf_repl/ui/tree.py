@@ -14,6 +14,7 @@ from lawf_repl.ui.render import shorten
 from lawf_repl.ui.theme import Theme
 
 LEAST = 12  # cells that an answer gets at least
+QUOTED = 60  # cells of an answer that a line names at most
 
 
 def correction_text(before: Node, after: Node, theme: Theme) -> Text:
@@ -57,6 +58,11 @@ def sampled_text(count: int) -> str:
     """What it means that `count` accepted tokens are neither the model's choice nor anchors."""
     return (f"{count} sampled token{'' if count == 1 else 's'} of the accepted answer: not the model's first choice and no anchor, "
             "so greedy generation will not give the same text")
+
+
+def replaced_text(case: Case) -> str:
+    """What it means for `case` that another answer to its prompt was accepted: one prompt has one case."""
+    return f"in place of the answer to this prompt accepted before: {shorten(visible(case.accepted), QUOTED) or '∅'}"
 
 
 def tree_view(nodes: Sequence[Node], here: int | None, prompt_of: Callable[[Node], str], theme: Theme, width: int) -> Text:

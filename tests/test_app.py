@@ -76,6 +76,13 @@ def test_another_answer_to_an_accepted_prompt_says_whose_place_it_takes(pipe: Pi
     assert said not in shown, "the same answer again, and the answer to another prompt, take nothing away"
 
 
+def test_a_command_typed_in_the_view_is_a_command(pipe: PipeInput) -> None:
+    session = FakeSession()
+    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\ra/train\r/undo\r/redo\r/save mine.jsonl\r\r/quit\r", session)
+    assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
+    assert "bye" in shown
+
+
 def test_t_accepts_first_and_undo_redo_pick_delete_end_and_go_on_work(pipe: PipeInput) -> None:
     session = FakeSession()
     _, shown = run(pipe, "What is the capital of Australia?\r\r2u\x12" "t/edit\r0xq/edit\r$+ Yes\rq/quit\r", session)

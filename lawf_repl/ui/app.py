@@ -79,7 +79,7 @@ class Repl:
         self.replaced: Case | None = None       # another answer to its prompt, accepted before, whose place it took
         self.shown: Completion | None = None   # the answer that stands in the scrollback already
         self.told = self.hinted = False  # what the model's loading had to say, and what to do without a view: once
-        self.waiting = ""  # a line that was sent, and whose wait for the model was interrupted: it stands in the prompt again
+        self.waiting = ""  # what the next prompt begins with: a line whose wait for the model was interrupted, or a command begun in the view
         self._own: dict[str, Callable[[SessionPort], None]] = {
             "edit": self._edit_again, "accept": self._accept_here, "train": self.train,
             "mend": self.mend,
@@ -197,6 +197,7 @@ class Repl:
             cursor, note = picker.cursor, ""
             try:
                 if action.kind == "back":
+                    self.waiting = action.text
                     break
                 if action.kind == "train":
                     self.train(session, from_view=True)

@@ -18,6 +18,7 @@ from lawf_repl.ui.render import AlternativeRow, alternative_rows
 from lawf_repl.ui.theme import UNSURE
 
 Mode = Literal["view", "alternatives", "fix", "go_on", "keys"]
+COMMAND = "/"  # typed in the view it begins a command: it leaves for the line; the fix key begins a fix with it
 MORE = 30  # alternatives fetched when the recorded ones are scrolled past
 
 
@@ -148,6 +149,8 @@ class Picker:
             self.mode = "keys"
         elif name == "go_on":
             self._start_text("go_on", "")
+        elif name is None and (key, data) == ("char", COMMAND):
+            return Action("back", text=COMMAND)
         elif not self.tokens:
             self.note = f"the answer is empty: {self.keys.shown('go_on')} goes on with a text, {self.keys.shown('back')} leaves"
         elif name in self._motions:

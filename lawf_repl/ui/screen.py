@@ -19,7 +19,7 @@ from rich.cells import cell_len
 from lawf_repl.records import Token
 from lawf_repl.ui.keys import DEFAULT, KEY_NAMES, Keymap
 from lawf_repl.ui.layout import folded, token_label, visible
-from lawf_repl.ui.picker import Picker
+from lawf_repl.ui.picker import COMMAND, Picker
 from lawf_repl.ui.port import Action
 from lawf_repl.ui.render import bar, percent, shorten, token_look
 from lawf_repl.ui.theme import Theme, probability_look
@@ -75,6 +75,8 @@ def hint(mode: str, keys: Keymap = DEFAULT, width: int = 80) -> str:
 def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
     """Keys and what they do, a line each."""
     rows = [([keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names], meaning) for names, meaning in HELPED]
+    if keys.action(COMMAND) is None:
+        rows.insert(-1, ([COMMAND], "begin a command at the prompt"))
     return [("  ".join(shown[0].split() if len(shown) == 1 else shown), meaning) for shown, meaning in rows]
 
 

@@ -127,6 +127,14 @@ def _bindings() -> KeyBindings:
     def _newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 
+    # What Alt sends comes in one piece: the key is in the queue behind the escape. An Esc that came alone is no half of
+    # anything, and what is typed after it is text: without this, prompt_toolkit takes Esc and / within a second for Alt-/.
+    alone = Condition(lambda: not get_app().key_processor.input_queue)
+
+    @bindings.add("escape", filter=emacs & alone & ~is_searching, eager=True)
+    def _nothing(event: KeyPressEvent) -> None:
+        pass
+
     @bindings.add("f4")
     def _change(event: KeyPressEvent) -> None:
         event.app.editing_mode = EditingMode.EMACS if event.app.editing_mode is EditingMode.VI else EditingMode.VI

@@ -273,8 +273,10 @@ class Followed(Session):
 
     def named(self, event: Event) -> str:
         """The folder that an adapter event names; one that stands beside the file, where the file lies now."""
-        name = Path(str(event.get("path", "")))
-        return str(self.path.with_name(name.name) if str(name) == name.name and name.name else name)
+        folder = event.get("path")
+        if not isinstance(folder, str):
+            return ""
+        return folder if Path(folder).is_absolute() else str(self.path.parent / folder)
 
     def weights_in(self, folder: Path) -> dict[str, Any] | None:
         """The weights of a saved adapter; what does not fit this model is told and counts as not saved."""

@@ -28,6 +28,7 @@ from lawf_repl.ui import work
 from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
+from lawf_repl.ui.line import InputLine, Status
 from lawf_repl.ui.terminal import Loader
 from lawf_repl.ui.theme import Theme
 from tests.fake_session import FakeSession
@@ -196,6 +197,28 @@ def test_the_first_question_waits_for_the_model(pipe: PipeInput, monkeypatch: py
     code, shown = run(pipe, "hello\rq\x04", load=load)
     assert code == 0 and session.calls == ["ask hello"]
     assert "loading tiny" in shown
+
+
+def test_a_session_that_goes_on_is_told_and_counted_and_its_last_answer_stays_out_of_a_training(pipe: PipeInput,
+                                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    session, counts, read = FakeSession(), list[int](), InputLine.read
+    list(session.follow_up("What is the capital of Australia?", lambda: False))
+    list(session.replace(5, " Canberra", lambda: False))
+    session.accept()
+    polled = iter([False, False, True])
+    list(session.follow_up("Peru has one", lambda: next(polled)))  # as where Ctrl-C stopped it
+    assert session.node is not None and session.node.completion.text == "Peru has"
+
+    def seen(line: InputLine, default: str) -> str:
+        text = read(line, default)
+        counts.append(line.status.anchors)
+        return text
+
+    monkeypatch.setattr(InputLine, "read", seen)
+    session.place = Path("mine.jsonl")
+    _, shown = run(pipe, "/cases\r/train\r/quit\r", session)
+    assert shown.count("opened mine.jsonl: 1 answer, 1 accepted") == 1 and counts[1] == 1, "counted before anything was done"
+    assert "converged" in shown and "Peru" not in shown[:shown.index("converged")], "nothing of the answer that was stopped"
 
 
 def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:
@@ -385,7 +408,7 @@ def test_an_opened_session_counts_each_anchor_once(pipe: PipeInput) -> None:
     opened.accept()
     assert len(opened.anchors()) == 1
     with create_app_session(input=pipe, output=DummyOutput()):
-        repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), "tiny", Options(history=False),
+        repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), Status("tiny"), Options(history=False),
                     {"load": lambda session, argument, stop, theme: (opened, Text("opened"))}, lambda: (), lambda: None)
         repl._command(FakeSession(), "load", "other")
     assert repl.loader.session is opened and repl.status.anchors == 1

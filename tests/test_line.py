@@ -110,6 +110,18 @@ def test_loading_begins_when_the_prompt_was_drawn(pipe: PipeInput) -> None:
     assert loader.done and len(at) == 1 and "›" in at[0]
 
 
+@pytest.mark.parametrize(("notes", "count"), [(["a note"], 1), ([], 0)])
+def test_what_there_is_to_say_of_a_session_is_said_while_the_prompt_stands(notes: list[str], count: int, pipe: PipeInput) -> None:
+    session, told = FakeSession(), list[object]()
+    session.notes = notes
+    with create_app_session(input=pipe, output=DummyOutput()):
+        line = InputLine(Loader(lambda report: session), Theme(), Status("tiny"), InMemoryHistory(), loaded=told.append)
+        sent = Timer(0.5, pipe.send_text, ["one\r"])
+        sent.start()
+        assert line.read("") == "one" and told == [session] * count
+        sent.join()
+
+
 def test_history_is_searched(pipe: PipeInput) -> None:
     assert read(pipe, "\x12capit\r\r", history=("What is the capital of France?", "Hello")) == "What is the capital of France?"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -53,28 +53,43 @@ def run_repl(load: Callable[[Callable[[Progress], None]], SessionPort], *, first
 
     `answered` is called when an answer stands, once: the user reads it, and what a training needs can be made ready meanwhile.
     """
-    loader = Loader(load)
+    status = Status(model_name)
+
+    def opened(report: Callable[[Progress], None]) -> SessionPort:
+        session = load(report)
+        with suppress(LawfError):  # it is told where it matters; here it would keep the session from standing
+            status.anchors = anchor_count(session)
+        return session
+
+    loader = Loader(opened)
     theme = theme_for(options.plain, os.environ, options.theme)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(loader, console, theme.on(console.color_system), model_name, options, extras, saved, answered).run(first_prompt, intro)
+    return Repl(loader, console, theme.on(console.color_system), status, options, extras, saved, answered).run(first_prompt, intro)
+
+
+def anchor_count(session: SessionPort) -> int:
+    """Anchors so far: of the accepted answers, and of the answer that stands, which may take the place of one of them."""
+    anchors = {case.prompt_ids: len(case.anchors) for case in session.cases}
+    if session.node is not None and (here := session.anchors()):
+        anchors[session.node.completion.prompt_ids] = len(here)
+    return sum(anchors.values())
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
-    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options, extras: Mapping[str, Extra],
+    def __init__(self, loader: Loader, console: Console, theme: Theme, status: Status, options: Options, extras: Mapping[str, Extra],
                  saved: Callable[[], Iterable[Offer]], answered: Callable[[], None]) -> None:
         self.extras, self.warned = extras, ""
         self.answered: Callable[[], None] | None = answered
         self.loader = loader
         self.console = console
         self.theme = theme
-        self.model_name = model_name
         self.options = options
-        self.status = Status(model_name)
-        self.line = InputLine(loader, theme, self.status, open_history(options.history), options.vi, saved)
+        self.status = status
+        self.line = InputLine(loader, theme, status, open_history(options.history), options.vi, saved, self._tell_loaded)
         self.accepted_case: Case | None = None  # accepted, and not told yet
         self.replaced: Case | None = None       # another answer to its prompt, accepted before, whose place it took
         self.shown: Completion | None = None   # the answer that stands in the scrollback already
@@ -139,10 +154,7 @@ class Repl:
                     self.waiting = line
                     self.say("the model is still loading; enter waits for it again")
                 return False
-            if not self.told:
-                self.told = True
-                for text in session.notes:
-                    self.say(text)
+            self._tell_loaded(session)
             if command is None:
                 self.ask(session, request.argument)
             else:
@@ -156,11 +168,21 @@ class Repl:
             self.say(unsaved or "everything is saved again", "bad" if unsaved else "quiet")
         return False
 
+    def _tell_loaded(self, session: SessionPort) -> None:
+        """What was opened, where it is a session out of a file, and what the model's loading had to say; once."""
+        if not self.told:
+            self.told = True
+            if session.nodes:
+                answers = f"{len(session.nodes)} answer{'' if len(session.nodes) == 1 else 's'}"
+                self.say(f"opened {session.place}: {answers}, {len(session.cases)} accepted")
+            for text in session.notes:
+                self.say(text)
+
     def _session(self) -> SessionPort | None:
         """The session, once it is loaded; None if the wait was interrupted or in vain."""
         if not self.loader.done:
             with Interruptible() as stop:
-                work.load(self.loader, self.model_name, stop, self.console, self.theme)
+                work.load(self.loader, self.status.model_name, stop, self.console, self.theme)
         return self.loader.session
 
     def ask(self, session: SessionPort, prompt: str) -> None:
@@ -288,7 +310,8 @@ class Repl:
             self.accept(session)
         if not session.cases:
             raise NothingToFix("nothing to train: correct an answer and accept it first")
-        self._print_answer(session)
+        if from_view or self.accepted_case is not None:  # else another answer is trained than the one that stands, or it was shown already
+            self._print_answer(session)
         self._print_accepted(session, training=True)
         if work.train(session, self.console, self.theme):
             work.compare(session, self.console, self.theme)
@@ -320,11 +343,7 @@ class Repl:
         return answer is not None and any((case.prompt_ids, case.completion_ids) == (answer.prompt_ids, answer.ids) for case in session.cases)
 
     def _count(self, session: SessionPort) -> None:
-        """Anchors so far: of the accepted answers, and of the answer that stands, which may take the place of one of them."""
-        anchors = {case.prompt_ids: len(case.anchors) for case in session.cases}
-        if session.node is not None and (here := session.anchors()):
-            anchors[session.node.completion.prompt_ids] = len(here)
-        self.status.anchors = sum(anchors.values())
+        self.status.anchors = anchor_count(session)
 
     def _command(self, session: SessionPort, name: str, argument: str) -> None:
         """One command: of this loop, a correction, or something to show."""

@@ -288,7 +288,7 @@ class Session:
         """Put one token of the vocabulary at `position`."""
         corrections.check(self._answer(), position)
         kind: CorrectionKind = "end" if token_id in self.engine.end_ids else "replace"
-        return self._correct(corrections.settled(self._answer(), kind, position, [token_id], self.engine.token_text(token_id)), stop)
+        return self._correct(corrections.settled(self._answer(), kind, position, [token_id], self.engine.token_name(token_id)), stop)
 
     def delete(self, position: int, count: int = 1, stop: Stop = never) -> Iterator[Token]:
         """Leave out `count` tokens; the text behind them comes next, and where none is left the answer ends."""
@@ -399,8 +399,9 @@ class Session:
             chosen = position in node.adapted_positions and node.completion.tokens[position].rank == 0  # greedily, by the adapted model
             if fixed or (chosen and token.rank > 0):
                 other = next((a for a in token.alternatives if a.id != token.id), None)
-                out.append(Anchor(position, other.id if other else token.id, token.id, other.text if other else token.text,
-                                  self.engine.token_text(token.id), confidence[position], token.p))
+                rejected = other.id if other else token.id
+                out.append(Anchor(position, rejected, token.id, self.engine.token_name(rejected), self.engine.token_name(token.id),
+                                  confidence[position], token.p))
         return tuple(out)
 
     def _judge(self, answer: Completion) -> tuple[Token, ...]:

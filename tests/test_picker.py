@@ -202,6 +202,22 @@ def test_every_screen_fits_and_is_safe(size: tuple[int, int]) -> None:
             assert len(tokens) < 6 or size[0] < 20 or any(cell.look in ("cursor", "dropped") for row in draw(view) for cell in row)
 
 
+def test_the_tokens_of_one_character_are_shown_by_their_bytes() -> None:
+    class Halves(Lookup):
+        def preview(self, position: int, text: str) -> tuple[Token, ...]:
+            return token("", 0.2, 31), token(text, 0.9, 32)
+
+        def token_bytes(self, id_: int) -> bytes:
+            return {31: b"\xe5\x8c", 32: b"\x97"}[id_]
+
+    view = Picker(SYDNEY, Halves(), cursor=0)
+    type_text(view, "c北")
+    assert "0xe58c 20.0% #1   0x97 90.0% #1" in screen(view)[-2]
+    view = Picker((token("", 0.2, 31), token("北", 0.9, 32)), Halves(), cursor=0)
+    type_text(view, "<enter>")
+    assert [row.label for row in view.rows if row.current] == ["0xe58c"]
+
+
 def test_the_help_says_what_a_slash_does_where_it_is_no_key_of_ones_own() -> None:
     assert ("/", "begin a command at the prompt") in keys_help() and picker(()).press("char", "/") == Action("back", text="/")
     own = Keymap({"next_unsure": "/"})

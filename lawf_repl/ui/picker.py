@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from lawf_repl.errors import LawfError
 from lawf_repl.records import Token
 from lawf_repl.ui.keys import DEFAULT, Keymap
-from lawf_repl.ui.layout import Chunk, groups, wrap
+from lawf_repl.ui.layout import Chunk, groups, token_names, wrap
 from lawf_repl.ui.motion import Line, least_sure, starts_word
 from lawf_repl.ui.port import Action, Lookup
 from lawf_repl.ui.render import AlternativeRow, alternative_rows
@@ -91,6 +91,11 @@ class Picker:
         return self.spans[self.cursor] if self.tokens else (0, 0)
 
     @property
+    def name(self) -> str:
+        """What the token under the cursor is called on its own."""
+        return token_names(self.tokens, self.lookup.token_bytes)[self.cursor]
+
+    @property
     def full_text(self) -> str:
         """What a confirmed fix puts there, its leading space included."""
         return self.lead + self.line.text
@@ -116,7 +121,7 @@ class Picker:
                 found = self.lookup.alternatives(question.position, MORE)
                 token = self.tokens[question.position]
                 if self.mode == "alternatives" and question.position == self.cursor and len(found) > len(token.alternatives):
-                    self.rows = alternative_rows(token, found)
+                    self.rows = alternative_rows(token, found, self.name)
                 return
             chips = self.lookup.preview(question.position, question.text)
         except LawfError as error:
@@ -158,7 +163,7 @@ class Picker:
         elif name == "others":
             self.mode, self.selected, self._more_asked = "alternatives", 0, False
             token = self.tokens[self.cursor]
-            self.rows = alternative_rows(token, token.alternatives)
+            self.rows = alternative_rows(token, token.alternatives, self.name)
         elif name in ("delete", "end_here"):
             return self._cut(name)
         elif name == "fix":

@@ -18,7 +18,7 @@ from rich.cells import cell_len
 
 from lawf_repl.records import Token
 from lawf_repl.ui.keys import DEFAULT, KEY_NAMES, Keymap
-from lawf_repl.ui.layout import folded, token_label, visible
+from lawf_repl.ui.layout import folded, token_label, token_names, visible
 from lawf_repl.ui.picker import COMMAND, Picker
 from lawf_repl.ui.port import Action
 from lawf_repl.ui.render import bar, percent, shorten, token_look
@@ -183,8 +183,9 @@ def _chip_row(picker: Picker) -> Row:
         return [Cell("bad", "         " + visible(picker.chip_note))]
     if not picker.chips:
         return [Cell("quiet", "         what you type appears here as tokens")]
-    chips = [(Cell(probability_look(chip.p), token_label(chip.text, chip.special)), Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   "))
-             for chip in picker.chips]
+    names = token_names(picker.chips, picker.lookup.token_bytes)
+    chips = [(Cell(probability_look(chip.p), name), Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   "))
+             for chip, name in zip(picker.chips, names, strict=True)]
     cells = [sum(cell_len(cell.text) for cell in chip) for chip in chips]
     room, first = picker.width - 13, len(chips) - 1
     while first and sum(cells[first - 1:]) <= room:

@@ -14,7 +14,7 @@ from lawf_repl.config import rule_of
 from lawf_repl.errors import UsageError
 from lawf_repl.records import Node
 from lawf_repl.ui import commands
-from lawf_repl.ui.layout import visible
+from lawf_repl.ui.layout import token_names, visible
 from lawf_repl.ui.port import Action, SessionPort
 from lawf_repl.ui.render import alternative_rows, alternatives_table, anchors_table, tokens_table
 from lawf_repl.ui.theme import Theme
@@ -101,13 +101,14 @@ CORRECTIONS: dict[str, Callable[[SessionPort, str], Action]] = {
 
 
 def _tokens(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
-    return tokens_table(current_node(session).completion.tokens, theme)
+    return tokens_table(current_node(session).completion.tokens, theme, session.token_bytes)
 
 
 def _alternatives(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     position, _ = _position(session, "alternatives", argument)
-    token = current_node(session, position + 1).completion.tokens[position]
-    return alternatives_table(token, session.alternatives(position, ASKED_ALTERNATIVES) or token.alternatives, theme)
+    tokens = current_node(session, position + 1).completion.tokens
+    found = session.alternatives(position, ASKED_ALTERNATIVES) or tokens[position].alternatives
+    return alternatives_table(tokens[position], found, theme, token_names(tokens, session.token_bytes)[position])
 
 
 def _anchors(session: SessionPort, argument: str, theme: Theme) -> RenderableType:

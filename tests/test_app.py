@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -24,11 +24,13 @@ from rich.text import Text
 
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress, Token
+from lawf_repl.session import Session
 from lawf_repl.ui import work
 from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
 from lawf_repl.ui.line import InputLine, Status
+from lawf_repl.ui.port import Action, ActionKind, SessionPort
 from lawf_repl.ui.terminal import Loader
 from lawf_repl.ui.theme import Theme
 from tests.fake_session import FakeSession
@@ -219,6 +221,28 @@ def test_a_session_that_goes_on_is_told_and_counted_and_its_last_answer_stays_ou
     _, shown = run(pipe, "/cases\r/train\r/quit\r", session)
     assert shown.count("opened mine.jsonl: 1 answer, 1 accepted") == 1 and counts[1] == 1, "counted before anything was done"
     assert "converged" in shown and "Peru" not in shown[:shown.index("converged")], "nothing of the answer that was stopped"
+
+
+def test_undo_and_redo_of_a_training_say_which_adapter_is_in_place(pipe: PipeInput, demo_session: Session) -> None:
+    for name, value in (("variations", "0"), ("max_steps", "2")):
+        demo_session.set_setting(name, value)
+    list(demo_session.ask("What is the capital of Australia?"))
+    list(demo_session.fix("Sydney", "Canberra"))
+    demo_session.accept()
+    list(demo_session.train())
+    demo_session.set_setting("max_steps", "1")
+    list(demo_session.train())
+    port = cast(SessionPort, demo_session)
+    moves: tuple[ActionKind, ...] = ("undo", "undo", "redo", "redo")
+    with create_app_session(input=pipe, output=DummyOutput()):
+        repl = Repl(Loader(lambda report: port), Console(file=io.StringIO()), Theme(), Status("tiny"), Options(history=False), {}, tuple,
+                    lambda: None)
+        assert [repl.apply(port, Action(kind)) for kind in moves] == [
+            "the training is undone: the adapter of the training before it (2 steps) is on", "the training is undone: no adapter is on",
+            "the training is back: its adapter (2 steps) is on", "the training is back: its adapter (1 step) is on"]
+        first = next(node.id for node in demo_session.nodes if node.training is not None)
+        assert [repl.apply(port, Action("goto", node)) for node in (first, first, 0)] == [
+            "as it was then: the adapter of a training (2 steps) is on", "", "as it was then: no adapter is on"]
 
 
 def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:

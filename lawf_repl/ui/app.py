@@ -27,10 +27,11 @@ from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
 from lawf_repl.ui.theme import Theme, theme_for
 from lawf_repl.ui.tree import replaced_text, sampled_text
-from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
+from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_text, current_node
 
 Extra = Callable[[SessionPort, str, Stop, Theme], tuple[SessionPort, RenderableType]]  # of a command: the session to go on with, what to show
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
+TRAINED, BEFORE, ITS = "the adapter of a training", "the adapter of the training before it", "its adapter"  # of which is said that it is in place
 WAITS = {"probe": "the base answers it", "hold": "the base answers it"}  # commands that may take a while
 
 
@@ -250,17 +251,19 @@ class Repl:
     def apply(self, session: SessionPort, action: Action) -> str:
         """Do one correction and stream what the model makes of it; what there is to say about it."""
         if action.kind == "goto":
-            adapter = adapter_word(session)
+            stood = adapter_text(session, TRAINED), session.training
             session.goto(action.position)
             self._count(session)
-            return "" if adapter_word(session) == adapter else f"as it was then: adapter {adapter_word(session)}"
+            stands = adapter_text(session, TRAINED), session.training
+            return "" if stands == stood else f"as it was then: {stands[0]}"
         if action.kind in ("undo", "redo"):
             left = session.node
             moved = session.undo() if action.kind == "undo" else session.redo()
             self._count(session)
             training = left if action.kind == "undo" else session.node
             if moved and training is not None and training.training is not None:
-                return f"the training is {'undone' if action.kind == 'undo' else 'back'}: adapter {adapter_word(session)}"
+                undone = action.kind == "undo"
+                return f"the training is undone: {adapter_text(session, BEFORE)}" if undone else f"the training is back: {adapter_text(session, ITS)}"
             return "" if moved else f"nothing to {action.kind}"
         before = current_node(session)
         work.correct(session, action, before, self.console, self.theme)

@@ -220,6 +220,15 @@ def adapter_word(session: SessionPort) -> str:
     return "on" if session.adapter_on else "off" if session.has_adapter else "none"
 
 
+def adapter_text(session: SessionPort, trained: str) -> str:
+    """Which adapter is in place and whether it is on; `trained` is what one is called that a training made."""
+    if not session.has_adapter:
+        return "no adapter is on"
+    training = session.training
+    which = f"{trained} ({training.steps} step{'' if training.steps == 1 else 's'})" if training else "the adapter that the session began with"
+    return f"{which} is {'on' if session.adapter_on else 'off'}"
+
+
 def _quiet(text: str, theme: Theme) -> Text:
     return Text(visible(text), theme.rich("quiet"))
 

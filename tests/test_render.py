@@ -244,6 +244,9 @@ def test_columns_from_100_on() -> None:
 def test_sentence_says_fixed_only_if_fixed() -> None:
     broken = Rerun("q", BEFORE, "other", AFTER, True)
     assert sentence(CARD, [RERUN]).startswith("Fixed") and sentence(CARD, [RERUN, broken]).startswith("Not fixed: 1 of 2")
+    assert "Not fixed: 1 of 2 prompts does not give" in sentence(CARD, [RERUN, broken])
+    assert "Not fixed: 2 of 2 prompts do not give" in sentence(CARD, [broken, broken])
+    assert sentence(CARD, [RERUN, RERUN]).startswith("Fixed: all 2 prompts now give their accepted answers by themselves; ")
     assert "not measured" in sentence(Scorecard(1.0), [RERUN]) and "2 of 200 probes changed too" in sentence(CARD, [RERUN])
     assert "nothing else" in sentence(Scorecard(1.0, neighbours=(Check("a", "b", "b"),)), [RERUN])
     assert "/set rank" in sentence(CARD, [broken], reason="plateau") and "max_seconds" in sentence(CARD, [broken], reason="max_seconds")

@@ -165,7 +165,7 @@ def _hold(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
 
 def _confidence(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     session.set_setting("confidence", _need(argument, "confidence"))
-    return _quiet(f"confidence of the next corrections: {session.settings.confidence:.3g}", theme)
+    return _quiet(f"confidence of the next corrections: {figure(session.settings.confidence)}", theme)
 
 
 def _adapter(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
@@ -206,7 +206,7 @@ def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     table.add_column(overflow="fold")
     for name in (*commands.SETTINGS, "system"):
         now = getattr(session.settings, name, None)
-        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else f"{now:g}" if isinstance(now, float) else f"{now}")),
+        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else figure(now) if isinstance(now, float) else f"{now}")),
                       Text(rule_of(name).meaning, theme.rich("quiet")))
     return table
 
@@ -218,6 +218,12 @@ def _model(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
 def adapter_word(session: SessionPort) -> str:
     """on, off, or none."""
     return "on" if session.adapter_on else "off" if session.has_adapter else "none"
+
+
+def figure(value: float) -> str:
+    """A number as short as one can write it and read the same number back."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def adapter_text(session: SessionPort, trained: str) -> str:

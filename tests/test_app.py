@@ -81,7 +81,7 @@ def test_another_answer_to_an_accepted_prompt_says_whose_place_it_takes(pipe: Pi
 
 def test_a_command_typed_in_the_view_is_a_command(pipe: PipeInput) -> None:
     session = FakeSession()
-    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\ra/train\r/undo\r/redo\r/save mine.jsonl\r\r/quit\r", session)
+    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\ra/train\r/undo\r/redo\r/save mine.jsonl\r\r/quit\r\x04\x04\x04", session)
     assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
     assert "bye" in shown
 

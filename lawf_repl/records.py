@@ -21,7 +21,7 @@ class Alternative:
     """A token that could have stood at a position."""
 
     id: int
-    text: str
+    text: str    # 0xe58c for one that is only part of a character: its bytes
     p: float
 
 
@@ -100,7 +100,7 @@ class Anchor:
     position: int
     rejected_id: int     # what the base prefers here, or what was corrected away
     chosen_id: int
-    rejected: str
+    rejected: str        # texts, or 0xe58c for a token that is only part of a character
     chosen: str
     confidence: float    # c: 1 is a hard correction, less a weak preference
     p_ref: float         # the frozen base's probability of the chosen token

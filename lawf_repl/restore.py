@@ -20,8 +20,9 @@ from lawf_repl.measure.prompts import Prompts
 from lawf_repl.nodes import answered_node, trained_node
 from lawf_repl.records import Anchor, Completion, Correction, Message, Node, Scorecard, TrainingResult
 from lawf_repl.rules import Value
-from lawf_repl.session import LIBRARIES, NOT_RECORDED, RECIPE, Question, Session, Version, opening_note
+from lawf_repl.session import LIBRARIES, NOT_RECORDED, RECIPE, Question, Session, opening_note
 from lawf_repl.store import Event, LoadedSession
+from lawf_repl.versions import Version
 
 NONE = -1  # the number of no adapter of the session
 OLD_NOTES = {"an answer is held": "held", "an accepted answer was taken out of the training": "dropped"}  # before notes said what they are
@@ -163,10 +164,11 @@ class Followed(Session):
             raise ValueError(f"there is no token {unknown}")
 
     def settle(self) -> None:
-        """At the end of the file: the adapter that stood is in place again, or the base where it was not saved."""
+        """At the end of the file: the adapter that stood is in place again, or the base where it is not there."""
         number, on = self.stands
-        if self._versions[number] is not None and self._versions[number].weights is None:  # type: ignore[union-attr]
-            self.told.append("the adapter was not saved before lawf ended: the base stands, /train makes it again")
+        version = self._versions[number]
+        if version is not None and version.weights is None:
+            self.told.append(f"{version.absence}; the base stands")
             number, on = self._nothing(), False
         self._install(number, on)
 
@@ -258,14 +260,23 @@ class Followed(Session):
         folder = store.find_adapter(self.path, event, self._names)
         if event.get("loaded"):
             weights = self.weights_in(folder) if folder else None
-            self._versions[0] = Version(weights, str(folder or event["path"]), self.settings, None)
+            self._versions[0] = Version(weights, str(folder or event["path"]), self.settings, None, folder=self.named(event))
             self.stands = (0, True)
             return
         number = event.get("adapter", len(self._versions) - 1)
         version = self._versions[number]
         if folder is not None and version is not None:
             loaded = version.loaded if version.loaded is None or Path(version.loaded).is_dir() else str(folder)  # it has the same structure
-            self._versions[number] = replace(version, weights=self.weights_in(folder), loaded=loaded)
+            self._versions[number] = replace(version, weights=self.weights_in(folder), loaded=loaded, folder=self.named(event))
+        elif version is not None and version.weights is None:
+            self._versions[number] = replace(version, folder=self.named(event))
+
+    def named(self, event: Event) -> str:
+        """The folder that an adapter event names; one that stands beside the file, where the file lies now."""
+        folder = event.get("path")
+        if not isinstance(folder, str):
+            return ""
+        return folder if Path(folder).is_absolute() else str(self.path.parent / folder)
 
     def weights_in(self, folder: Path) -> dict[str, Any] | None:
         """The weights of a saved adapter; what does not fit this model is told and counts as not saved."""

@@ -25,7 +25,7 @@ from lawf_repl.course import Course, watched
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.decode import Decoder, Sampling
 from lawf_repl.errors import FixError, LawfError, NothingToFix, SessionError, TrainingError, UsageError, first_line
-from lawf_repl.learn.adapter import Adapter, Weights, find_targets, rank_for
+from lawf_repl.learn.adapter import Adapter, find_targets, rank_for
 from lawf_repl.learn.batch import Pair
 from lawf_repl.learn.conflicts import check_cases, conflict_text, conflicts
 from lawf_repl.learn.train import train
@@ -54,6 +54,7 @@ from lawf_repl.records import (
     TrainStep,
 )
 from lawf_repl.spans import encode_behind, first_word, lead_of
+from lawf_repl.versions import Version
 
 Stop = Callable[[], bool]
 AT_START = frozenset({"model", "revision", "adapter", "device", "dtype", "device_map", "quantize", "trust_remote_code", "offline",
@@ -75,22 +76,6 @@ class Question:
     messages: tuple[Message, ...] = ()
     prompt_ids: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
-
-
-@dataclass(frozen=True)
-class Version:
-    """An adapter that the session had, as far as it is needed to have it back. None of it changes."""
-
-    weights: Weights | None        # None: the session was read from a file, and this adapter was not saved
-    loaded: str | None             # the folder it was loaded from, whose structure it has; None if it was made here
-    settings: Settings             # rank and layers of one made here
-    training: TrainingResult | None
-    before: tuple[int, bool] = (0, False)  # the number of the one that stood when this one was trained, and whether it was on
-
-    @property
-    def structure(self) -> tuple[object, ...]:
-        """What has to be equal for the weights of one to fit into another."""
-        return (self.loaded,) if self.loaded else (self.settings.rank, self.settings.layers, self.settings.scope)
 
 
 def never() -> bool:
@@ -303,7 +288,7 @@ class Session:
         """Put one token of the vocabulary at `position`."""
         corrections.check(self._answer(), position)
         kind: CorrectionKind = "end" if token_id in self.engine.end_ids else "replace"
-        return self._correct(corrections.settled(self._answer(), kind, position, [token_id], self.engine.token_text(token_id)), stop)
+        return self._correct(corrections.settled(self._answer(), kind, position, [token_id], self.engine.token_name(token_id)), stop)
 
     def delete(self, position: int, count: int = 1, stop: Stop = never) -> Iterator[Token]:
         """Leave out `count` tokens; the text behind them comes next, and where none is left the answer ends."""
@@ -414,8 +399,9 @@ class Session:
             chosen = position in node.adapted_positions and node.completion.tokens[position].rank == 0  # greedily, by the adapted model
             if fixed or (chosen and token.rank > 0):
                 other = next((a for a in token.alternatives if a.id != token.id), None)
-                out.append(Anchor(position, other.id if other else token.id, token.id, other.text if other else token.text,
-                                  self.engine.token_text(token.id), confidence[position], token.p))
+                rejected = other.id if other else token.id
+                out.append(Anchor(position, rejected, token.id, self.engine.token_name(rejected), self.engine.token_name(token.id),
+                                  confidence[position], token.p))
         return tuple(out)
 
     def _judge(self, answer: Completion) -> tuple[Token, ...]:
@@ -663,7 +649,7 @@ class Session:
         """
         version, done = self._versions[number], False
         if version is not None and version.weights is None:
-            raise TrainingError("the adapter of this training was not saved before lawf ended: /train makes it again")
+            raise TrainingError(version.absence)
         self.decoder.drop_cache()
         try:
             if version is None or self._adapter is None or self._structure != version.structure:

@@ -17,6 +17,11 @@ REPLACEMENT = "\ufffd"  # what decoders show for bytes that are no whole charact
 TAIL = 8                # tokens of context that decide how a text behind them is split and shown
 
 
+def bytes_name(raw: bytes) -> str:
+    """How a token is written that has no text of its own, being only part of a character."""
+    return f"0x{raw.hex()}"
+
+
 class Tokenizer(Protocol):
     """What the core needs of a tokenizer. Both ways are literal: no special tokens are added, parsed, skipped or cleaned up.
 

@@ -228,7 +228,7 @@ class FakeSession:
         if self.node is None or not self.node.fix_positions:
             raise NothingToFix("nothing was corrected: there is nothing to train")
         self.calls.append("accept")
-        case = Case(self.prompt_text, (1, 2), self.node.completion.ids, self.anchors())
+        case = Case(self.prompt_text, (1, 2), self.node.completion.ids, self.anchors(), self.node.completion.text)
         self.cases = (*(old for old in self.cases if old.prompt != case.prompt), case)
         return case
 

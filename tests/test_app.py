@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -24,10 +24,13 @@ from rich.text import Text
 
 from lawf_repl.errors import ModelError
 from lawf_repl.records import Check, Progress, Token
+from lawf_repl.session import Session
 from lawf_repl.ui import work
 from lawf_repl.ui.app import Options, Repl, run_repl
 from lawf_repl.ui.commands import COMMANDS
 from lawf_repl.ui.keys import Keymap
+from lawf_repl.ui.line import InputLine, Status
+from lawf_repl.ui.port import Action, ActionKind, SessionPort
 from lawf_repl.ui.terminal import Loader
 from lawf_repl.ui.theme import Theme
 from tests.fake_session import FakeSession
@@ -64,6 +67,23 @@ def test_ask_fix_accept_train(pipe: PipeInput) -> None:
     assert "/train trains" not in shown, "no advice to do what is being done"
     places = [shown.index(word) for word in ("base says", "training", "[-Sydney-]", "reliability", "Fixed:")]
     assert places == sorted(places)
+
+
+def test_another_answer_to_an_accepted_prompt_says_whose_place_it_takes(pipe: PipeInput) -> None:
+    question, said = "What is the capital of Australia?\r", "in place of the answer to this prompt accepted before: "
+    session = FakeSession()
+    _, shown = run(pipe, f"{question}cCanberra\raq/new\r{question}cMelbourne\raq/cases\r/quit\r", session)
+    assert shown.count(said) == 1 and f"{said}The capital of Australia is Canberra." in shown and len(session.cases) == 1
+    assert shown.index("is Melbourne.") < shown.index(said), "below the answer that was accepted"
+    _, shown = run(pipe, f"{question}cCanberra\raq/new\r{question}cCanberra\raq/accept\r/new\rWho?\rcNo\raq/quit\r", FakeSession())
+    assert said not in shown, "the same answer again, and the answer to another prompt, take nothing away"
+
+
+def test_a_command_typed_in_the_view_is_a_command(pipe: PipeInput) -> None:
+    session = FakeSession()
+    _, shown = run(pipe, "What is the capital of Australia?\rcCanberra\ra/train\r/undo\r/redo\r/save mine.jsonl\r\r/quit\r\x04\x04\x04", session)
+    assert session.calls == ["ask What is the capital of Australia?", "replace 5  Canberra", "accept", "train", "rerun", "name mine.jsonl"]
+    assert "bye" in shown
 
 
 def test_t_accepts_first_and_undo_redo_pick_delete_end_and_go_on_work(pipe: PipeInput) -> None:
@@ -179,6 +199,50 @@ def test_the_first_question_waits_for_the_model(pipe: PipeInput, monkeypatch: py
     code, shown = run(pipe, "hello\rq\x04", load=load)
     assert code == 0 and session.calls == ["ask hello"]
     assert "loading tiny" in shown
+
+
+def test_a_session_that_goes_on_is_told_and_counted_and_its_last_answer_stays_out_of_a_training(pipe: PipeInput,
+                                                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    session, counts, read = FakeSession(), list[int](), InputLine.read
+    list(session.follow_up("What is the capital of Australia?", lambda: False))
+    list(session.replace(5, " Canberra", lambda: False))
+    session.accept()
+    polled = iter([False, False, True])
+    list(session.follow_up("Peru has one", lambda: next(polled)))  # as where Ctrl-C stopped it
+    assert session.node is not None and session.node.completion.text == "Peru has"
+
+    def seen(line: InputLine, default: str) -> str:
+        text = read(line, default)
+        counts.append(line.status.anchors)
+        return text
+
+    monkeypatch.setattr(InputLine, "read", seen)
+    session.place = Path("mine.jsonl")
+    _, shown = run(pipe, "/cases\r/train\r/quit\r", session)
+    assert shown.count("opened mine.jsonl: 1 answer, 1 accepted") == 1 and counts[1] == 1, "counted before anything was done"
+    assert "converged" in shown and "Peru" not in shown[:shown.index("converged")], "nothing of the answer that was stopped"
+
+
+def test_undo_and_redo_of_a_training_say_which_adapter_is_in_place(pipe: PipeInput, demo_session: Session) -> None:
+    for name, value in (("variations", "0"), ("max_steps", "2")):
+        demo_session.set_setting(name, value)
+    list(demo_session.ask("What is the capital of Australia?"))
+    list(demo_session.fix("Sydney", "Canberra"))
+    demo_session.accept()
+    list(demo_session.train())
+    demo_session.set_setting("max_steps", "1")
+    list(demo_session.train())
+    port = cast(SessionPort, demo_session)
+    moves: tuple[ActionKind, ...] = ("undo", "undo", "redo", "redo")
+    with create_app_session(input=pipe, output=DummyOutput()):
+        repl = Repl(Loader(lambda report: port), Console(file=io.StringIO()), Theme(), Status("tiny"), Options(history=False), {}, tuple,
+                    lambda: None)
+        assert [repl.apply(port, Action(kind)) for kind in moves] == [
+            "the training is undone: the adapter of the training before it (2 steps) is on", "the training is undone: no adapter is on",
+            "the training is back: its adapter (2 steps) is on", "the training is back: its adapter (1 step) is on"]
+        first = next(node.id for node in demo_session.nodes if node.training is not None)
+        assert [repl.apply(port, Action("goto", node)) for node in (first, first, 0)] == [
+            "as it was then: the adapter of a training (2 steps) is on", "", "as it was then: no adapter is on"]
 
 
 def test_control_c_clears_and_twice_leaves(pipe: PipeInput) -> None:
@@ -368,7 +432,7 @@ def test_an_opened_session_counts_each_anchor_once(pipe: PipeInput) -> None:
     opened.accept()
     assert len(opened.anchors()) == 1
     with create_app_session(input=pipe, output=DummyOutput()):
-        repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), "tiny", Options(history=False),
+        repl = Repl(Loader(lambda report: FakeSession()), Console(file=io.StringIO()), Theme(), Status("tiny"), Options(history=False),
                     {"load": lambda session, argument, stop, theme: (opened, Text("opened"))}, lambda: (), lambda: None)
         repl._command(FakeSession(), "load", "other")
     assert repl.loader.session is opened and repl.status.anchors == 1

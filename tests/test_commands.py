@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,11 +12,13 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from rich.console import Console
 
+from lawf_repl.config import Settings, with_setting
 from lawf_repl.errors import UsageError
-from lawf_repl.ui.commands import COMMANDS, GROUPS, find, help_line, help_table, parse, position_and_rest
+from lawf_repl.ui.commands import COMMANDS, GROUPS, SETTINGS, find, help_line, help_table, parse, position_and_rest
 from lawf_repl.ui.completion import CommandCompleter
 from lawf_repl.ui.theme import Theme
 from lawf_repl.ui.verbs import CORRECTIONS, REPORTS
+from tests.fake_session import FakeSession
 
 
 def completions(line: str) -> list[str]:
@@ -44,10 +47,24 @@ def test_unique_prefixes_are_enough() -> None:
 
 @pytest.mark.parametrize(("name", "message"), [("t", "ambiguous: /tokens, /tree, /train"), ("comprae",
                                                                                      "no command /comprae; did you mean /compare?"),
+                                               ("settings", "no command /settings; did you mean /set?"),
+                                               ("trainagain", "no command /trainagain; did you mean /train?"),
                                                ("zzz", "no command /zzz; /help lists them")])
 def test_what_is_not_understood_is_said(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("?", "\\?")):
         parse(f"/{name} argument")
+
+
+def test_settings_are_shown_so_that_they_read_back_the_same() -> None:
+    session = FakeSession()
+    session.settings = replace(Settings(), temperature=0.1, max_seconds=1e6, top_p=1 / 3)  # type: ignore[assignment]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(REPORTS["set"](session, "", Theme(plain=True)))
+    shown = {row.split()[0]: row.split()[1] for row in console.file.getvalue().splitlines()}  # type: ignore[attr-defined]
+    assert (shown["goal_p"], shown["temperature"], shown["confidence"]) == ("0.99999997", "0.1", "1")
+    for name in SETTINGS:
+        now = getattr(session.settings, name)
+        assert now is None or getattr(with_setting(Settings(), name, shown[name]), name) == now, name
 
 
 def test_lines() -> None:

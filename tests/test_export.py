@@ -34,7 +34,7 @@ from lawf_repl.export.identity import Finding
 from lawf_repl.export.place import placed
 from lawf_repl.export.shell import asked, quote
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.records import Anchor, Case
+from lawf_repl.records import Anchor, Case, ProbeResult, Scorecard
 from lawf_repl.store import adapter_path
 from tests.architecture_zoo import ARCHITECTURES, MORE
 from tests.conftest import make_byte_tokenizer, make_tiny_model
@@ -461,6 +461,9 @@ def test_a_card_only_quotes_what_others_wrote() -> None:
                       Base("o/b", None, "o/b", None), {"r": 4, "lora_alpha": 8, "target_modules": ["a.q_proj"]}, {"lawf": "1"})
     assert "\x1b" not in text and text.count("\n````text\n```\n---\n") == 2 and "````\n" in text
     assert next(line for line in text.splitlines() if line.startswith("| 0 |")).count("\\|") == 1
+    measured = source.Source(Path("x"), None, {}, scorecard=Scorecard(1.0, (), (), ProbeResult(1, 0.001, 0.0, 0.0)))
+    text = model_card(measured, Base("o/b", None, "o/b", None), {"r": 4, "lora_alpha": 8, "target_modules": ["a.q_proj"]}, {"lawf": "1"})
+    assert text.count("(1 prompt)") == 2
     assert asked([{"role": "user", "content": "x" * 5000}]) == (None, "YOUR PROMPT")
 
 

@@ -20,7 +20,7 @@ LEVELS = (
     {"collector", "fits", "records", "rules", "config", "errors", "spans", "conversations", "corrections", "store", "places",
      "processes", "nodes", "beats", "course", "digest", "selection", "chronicle", "lawf_repl"},
     {"engine", "learn", "measure"},
-    {"session", "restore", "agreement", "replay", "export", "bench", "demo"},
+    {"session", "versions", "restore", "agreement", "replay", "export", "bench", "demo"},
     {"cli", "parser", "ui", "report", "verbs", "__main__"},
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}

@@ -76,6 +76,17 @@ def test_escape_is_not_waited_for(pipe: PipeInput) -> None:
     assert line._prompt.app.ttimeoutlen <= 0.1, "half a second, prompt_toolkit's own, is felt in vi's keys"
 
 
+@pytest.mark.parametrize(("first", "then", "text"), [
+    ("\x1b", "/train\r", "/train"), ("one\x1b", "two\r", "onetwo"), ("\x1b\x1b", "/t\r", "/t"), ("one\x1b\rtw", "o\r", "one\ntwo"),
+    ("ab cd\x1bb", "X\r", "ab Xcd"), ("\x12on\x1b", "/\r", "/one"),
+])
+def test_what_is_typed_after_escape_arrives_and_alt_keys_work(first: str, then: str, text: str, pipe: PipeInput) -> None:
+    after = Timer(0.3, pipe.send_text, [then])  # Esc alone is known as such after 0.05 s, and counted as a part of an Alt key for a second
+    after.start()
+    assert read(pipe, first, history=("one",)) == text
+    after.join()
+
+
 def test_loading_begins_when_the_prompt_was_drawn(pipe: PipeInput) -> None:
     drawn: list[str] = []
 
@@ -97,6 +108,18 @@ def test_loading_begins_when_the_prompt_was_drawn(pipe: PipeInput) -> None:
         assert line.read("") == "one"
         loader.wait(60)
     assert loader.done and len(at) == 1 and "›" in at[0]
+
+
+@pytest.mark.parametrize(("notes", "count"), [(["a note"], 1), ([], 0)])
+def test_what_there_is_to_say_of_a_session_is_said_while_the_prompt_stands(notes: list[str], count: int, pipe: PipeInput) -> None:
+    session, told = FakeSession(), list[object]()
+    session.notes = notes
+    with create_app_session(input=pipe, output=DummyOutput()):
+        line = InputLine(Loader(lambda report: session), Theme(), Status("tiny"), InMemoryHistory(), loaded=told.append)
+        sent = Timer(0.5, pipe.send_text, ["one\r"])
+        sent.start()
+        assert line.read("") == "one" and told == [session] * count
+        sent.join()
 
 
 def test_history_is_searched(pipe: PipeInput) -> None:

@@ -16,7 +16,7 @@ from rich.cells import cell_len
 
 from lawf_repl.errors import FixError
 from lawf_repl.records import Alternative, Token
-from lawf_repl.ui.keys import KEY_NAMES
+from lawf_repl.ui.keys import KEY_NAMES, Keymap
 from lawf_repl.ui.motion import Line, least_sure
 from lawf_repl.ui.picker import Picker
 from lawf_repl.ui.port import Action
@@ -112,6 +112,8 @@ def test_lines() -> None:
     ("<redo>", Action("redo")), ("a", Action("accept")), ("t", Action("train")), ("q", Action("back")), ("<escape>", Action("back")),
     ("cabc<escape><escape>", Action("back")), ("cabc<interrupt>", Action("back")), ("?xu", Action("undo")),
     ("<enter><escape>x", Action("delete", 3)),
+    ("/", Action("back", text="/")), ("c/x<enter>", Action("replace", 3, text=" /x")),
+    ("0/", Action("back", text="/")), ("5/6<enter>", Action("replace", 3, text=" 5/6")),
 ])
 def test_keys_become_actions(keys: str, action: Action) -> None:
     view = picker()
@@ -198,6 +200,30 @@ def test_every_screen_fits_and_is_safe(size: tuple[int, int]) -> None:
             assert not any(character in "\x1b\u202e\n\t" for row in rows for character in row)
             assert size[1] < 20 or len(rows) <= size[1]
             assert len(tokens) < 6 or size[0] < 20 or any(cell.look in ("cursor", "dropped") for row in draw(view) for cell in row)
+
+
+def test_the_tokens_of_one_character_are_shown_by_their_bytes() -> None:
+    class Halves(Lookup):
+        def preview(self, position: int, text: str) -> tuple[Token, ...]:
+            return token("", 0.2, 31), token(text, 0.9, 32)
+
+        def token_bytes(self, id_: int) -> bytes:
+            return {31: b"\xe5\x8c", 32: b"\x97"}[id_]
+
+    view = Picker(SYDNEY, Halves(), cursor=0)
+    type_text(view, "c北")
+    assert "0xe58c 20.0% #1   0x97 90.0% #1" in screen(view)[-2]
+    view = Picker((token("", 0.2, 31), token("北", 0.9, 32)), Halves(), cursor=0)
+    type_text(view, "<enter>")
+    assert [row.label for row in view.rows if row.current] == ["0xe58c"]
+
+
+def test_the_help_says_what_a_slash_does_where_it_is_no_key_of_ones_own() -> None:
+    assert ("/", "begin a command at the prompt") in keys_help() and picker(()).press("char", "/") == Action("back", text="/")
+    own = Keymap({"next_unsure": "/"})
+    view = Picker(SYDNEY, Lookup(), keys=own)
+    assert view.press("char", "/") is None and view.mode == "view" and not any("a command" in meaning for _, meaning in keys_help(own))
+    assert picker().press("paste", "/x") is None, "what is pasted is a fix"
 
 
 def test_hints_fit_80_columns() -> None:

@@ -45,7 +45,7 @@ from lawf_repl.ui.render import (
     training_panel,
 )
 from lawf_repl.ui.theme import COLOURS, Theme, probability_look, theme_for
-from lawf_repl.ui.tree import cases_view, tree_view
+from lawf_repl.ui.tree import cases_view, correction_text, tree_view
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOUR, BARE = Theme(), Theme(colour=False, plain=True)
@@ -73,6 +73,11 @@ def token(text: str, p: float = 0.97, *, id_: int = 7, special: bool = False, ot
     return Token(id_, text, p, 0 if p >= 0.4 else 1, 1.25, alternatives, special, partial)
 
 
+def to_bytes(id_: int) -> bytes:
+    """The three tokens of 豆 in BEFORE."""
+    return "豆".encode()[id_ - 11:id_ - 10]
+
+
 BEFORE = Completion((1,), (token("The", id_=1), token(" capital", id_=2), token(" is", 0.7, id_=3),
                            token(" Sydney", 0.41, id_=4, others=((" Sydney", 0.41), (" Canberra", 0.33))), token(".", id_=5), token("\n",
                                                                                                                                     id_=6),
@@ -98,7 +103,7 @@ def everything(theme: Theme, width: int) -> Group:
     first = [TrainStep(1, 2.0, (0.1, 0.2), None, 0.1, False)]
     sydney = BEFORE.tokens[3]
     return Group(answer_view(BEFORE.tokens, theme, width, fixed=frozenset({3})), "\n",
-                 alternatives_table(sydney, sydney.alternatives, theme), "", tokens_table(BEFORE.tokens, theme), "",
+                 alternatives_table(sydney, sydney.alternatives, theme), "", tokens_table(BEFORE.tokens, theme, to_bytes), "",
                  anchors_table(ANCHORS, theme), "", training_panel(ANCHORS, STEPS, RESULT, theme, width=width), "",
                  training_panel(ANCHORS, first, None, theme, target_p=0.95, width=width), "", comparison(RERUN, theme), "",
                  scorecard_table(CARD, 1, theme), "", scorecard_table(Scorecard(), 1, theme), "", sentence(CARD, [RERUN]), "",
@@ -135,7 +140,7 @@ def test_no_render_lets_untrusted_text_through(tokens: list[Token], text: str, w
     result = TrainingResult(1, 0.1, "plateau", 1.0, tuple(item.p for item in tokens), 1.0, (0,))
     rerun = Rerun(text, completion, text, Completion((1,), tuple(reversed(tokens)), "eos"), False)
     checks = (Check(text, text, "x" + text),)
-    views: list[RenderableType] = [answer_view(tokens, COLOUR, width), tokens_table(tokens, COLOUR), anchors_table(anchors, COLOUR),
+    views: list[RenderableType] = [answer_view(tokens, COLOUR, width), tokens_table(tokens, COLOUR, to_bytes), anchors_table(anchors, COLOUR),
                                    training_panel(anchors, steps, result, COLOUR, width=width), comparison(rerun, COLOUR),
                                    scorecard_table(Scorecard(0.0, checks, checks, None), 1, COLOUR), sentence(Scorecard(), [rerun])]
     tree = [Node(0, None, completion), Node(1, 0, completion, Correction("replace", 0, text, tuple(item.id for item in tokens), ()))]
@@ -149,9 +154,22 @@ def test_no_render_lets_untrusted_text_through(tokens: list[Token], text: str, w
 
 @pytest.mark.parametrize("text", ["[bold]x[/bold]", "[/]", "[link=http://a]b[/link]", ":smile:", "\\[red]"])
 def test_markup_is_text(text: str) -> None:
-    for view in (answer_view([token(text)], COLOUR, 80), tokens_table([token(text)], COLOUR),
+    for view in (answer_view([token(text)], COLOUR, 80), tokens_table([token(text)], COLOUR, to_bytes),
                  anchors_table([Anchor(0, 1, 2, text, text, 1, 0.1)], COLOUR), comparison(Rerun(text, BEFORE, "", AFTER, True), COLOUR)):
         assert text in re.sub(r"\x1b\[[0-9;]*m", "", rendered(view, 80, colour=True))
+
+
+def test_parts_of_characters_are_shown_by_their_bytes_and_characters_whole() -> None:
+    shown = rendered(tokens_table(BEFORE.tokens, BARE, to_bytes), 100)
+    assert [word for word in shown.split() if word.startswith("0x")] == ["0xe8", "0xb1", "0x86"] and "豆" not in shown
+    other = (token("", id_=11, partial=True), token("", id_=22, partial=True), token("虎", id_=23))
+    after = Completion((1,), (*BEFORE.tokens[:6], *other, *BEFORE.tokens[9:]), "eos")
+    fix = Node(1, 0, after, Correction("replace", 7, "虎", (22, 23), BEFORE.ids[7:]))  # the first byte is the same
+    assert correction_text(Node(0, None, BEFORE), fix, BARE).plain == "at 7  豆包 → 虎"
+    picked = Node(1, 0, after, Correction("replace", 7, "0x99", (22,), BEFORE.ids[7:]))
+    assert correction_text(Node(0, None, BEFORE), picked, BARE).plain == "at 7  豆包 → 虎"
+    rows = alternative_rows(BEFORE.tokens[7], (Alternative(22, "0x99", 0.2),), "0xb1")
+    assert [row.label for row in rows] == ["0x99", "0xb1", "all others"]
 
 
 @given(TOKENS, st.integers(4, 50))
@@ -226,6 +244,9 @@ def test_columns_from_100_on() -> None:
 def test_sentence_says_fixed_only_if_fixed() -> None:
     broken = Rerun("q", BEFORE, "other", AFTER, True)
     assert sentence(CARD, [RERUN]).startswith("Fixed") and sentence(CARD, [RERUN, broken]).startswith("Not fixed: 1 of 2")
+    assert "Not fixed: 1 of 2 prompts does not give" in sentence(CARD, [RERUN, broken])
+    assert "Not fixed: 2 of 2 prompts do not give" in sentence(CARD, [broken, broken])
+    assert sentence(CARD, [RERUN, RERUN]).startswith("Fixed: all 2 prompts now give their accepted answers by themselves; ")
     assert "not measured" in sentence(Scorecard(1.0), [RERUN]) and "2 of 200 probes changed too" in sentence(CARD, [RERUN])
     assert "nothing else" in sentence(Scorecard(1.0, neighbours=(Check("a", "b", "b"),)), [RERUN])
     assert "/set rank" in sentence(CARD, [broken], reason="plateau") and "max_seconds" in sentence(CARD, [broken], reason="max_seconds")

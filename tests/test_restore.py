@@ -11,7 +11,7 @@ import pytest
 from lawf_repl import store
 from lawf_repl.config import Settings
 from lawf_repl.engine.base import Engine
-from lawf_repl.errors import SessionError
+from lawf_repl.errors import SessionError, TrainingError
 from lawf_repl.measure.probes import ProbeSet
 from lawf_repl.restore import restore
 from lawf_repl.session import Session, open_session
@@ -89,9 +89,27 @@ def test_undo_reaches_behind_where_it_was_left(left: tuple[Path, dict[str, objec
 
 def test_a_missing_adapter_leaves_the_base_and_says_so(left: tuple[Path, dict[str, object]], demo_engine: Engine, tmp_path: Path) -> None:
     path = copied(left[0], tmp_path)
-    shutil.rmtree(path.with_suffix(".adapter"))
+    folder = path.with_suffix(".adapter")
+    folder.rename(tmp_path / "elsewhere")
     session = restore(path, demo_engine, Settings())
-    assert not session.has_adapter and any("adapter was not saved" in text for text in session.notes)
+    said = f"put its folder {folder} back and open the session again, or /train makes it again"
+    assert not session.has_adapter and [text for text in session.notes if "adapter" in text] == [
+        f"the adapter is not there as it was saved: {said}; the base stands"]
+    with pytest.raises(TrainingError, match="is not there as it was saved"):
+        session.goto(next(node.id for node in session.nodes if node.training is not None))
+    session.close()
+    (tmp_path / "elsewhere").rename(folder)
+    session = restore(path, demo_engine, Settings())
+    assert session.has_adapter and session.adapter_on and not any("adapter" in text for text in session.notes)
+    session.close()
+    session.reset_adapter()
+
+
+def test_an_adapter_that_was_never_saved_is_said_to_be_that(left: tuple[Path, dict[str, object]], demo_engine: Engine, tmp_path: Path) -> None:
+    path = copied(left[0], tmp_path)
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"type": "adapter"' not in line))
+    session = restore(path, demo_engine, Settings())
+    assert "the adapter was not saved before lawf ended: /train makes it again; the base stands" in session.notes
     session.close()
 
 

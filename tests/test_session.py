@@ -881,3 +881,14 @@ def test_tokens_are_made_of_bytes(demo_engine: Engine, tiny_engine: Engine) -> N
             ids = engine.tokenizer.encode(text)
             assert b"".join(engine.tokenizer.token_bytes(id_) for id_ in ids) == text.encode()
     assert demo_engine.tokenizer.token_bytes(next(iter(demo_engine.end_ids))).startswith(b"<|")
+
+
+def test_tokens_that_are_parts_of_characters_are_told_apart_by_their_bytes(demo_session: Session) -> None:
+    run(demo_session.ask("你是谁？"))
+    assert text_of(demo_session).startswith("我是小北，")
+    run(demo_session.fix("小北", "小明"))
+    case = demo_session.accept()
+    assert demo_session.engine.tokenizer.decode([case.anchors[0].chosen_id]) == "\ufffd"
+    assert [(anchor.rejected, anchor.chosen) for anchor in case.anchors] == [("北", "0xe698"), ("0x80", "0x8e")]
+    others = {one.text for token in demo_session.node.completion.tokens for one in token.alternatives} if demo_session.node else set()
+    assert "0x80" in others and "\ufffd" not in others

@@ -33,6 +33,7 @@ from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.engine.trial import try_model
 from lawf_repl.errors import ModelError, PromptError, TrainingError, UsageError, first_line
 from lawf_repl.records import Message
+from lawf_repl.spans import REPLACEMENT, bytes_name
 
 DEMO_MODEL = Path(__file__).parent.parent / "demo" / "model"
 DEMO_NAME = "lawf-demo"
@@ -61,6 +62,7 @@ class Engine:
                 raise UsageError(f"--template-arg {key}: this is lawf's own to set; expected a variable of the chat template such as enable_thinking")
         self.notes: list[str] = []  # said once to the user
         self._texts: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
         self.end_id = self._find_end_id()
         self.cache_kind = try_model(self.model, self.tokenizer.encode(TRIAL_TEXT), name)
@@ -92,6 +94,16 @@ class Engine:
             whole = self.tokenizer.decode([*lead, id_])
             self._texts[id_] = whole[len(self.tokenizer.decode(lead)):]
         return self._texts[id_]
+
+    def token_name(self, id_: int) -> str:
+        """What a token is called on its own: its text, or its bytes as 0xe58c where it is only part of a character.
+
+        Parts of characters have no text by which they could be told apart.
+        """
+        if id_ not in self._names:
+            text = self.token_text(id_)
+            self._names[id_] = bytes_name(self.tokenizer.token_bytes(id_)) if REPLACEMENT in text else text
+        return self._names[id_]
 
     @property
     def _lead(self) -> list[int]:

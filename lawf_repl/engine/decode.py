@@ -133,7 +133,7 @@ class Decoder:
         known = self.cache.recall(list(context), 1)  # then the cache stays as it is, with what stands behind the place
         probabilities = torch.softmax((self.logits_at(context) if known is None else known)[0].float(), -1)  # (V,)
         top = probabilities.topk(min(count, len(probabilities)))
-        return tuple(Alternative(id_, self.engine.token_text(id_), p) for p, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True))
+        return tuple(Alternative(id_, self.engine.token_name(id_), p) for p, id_ in zip(top.values.tolist(), top.indices.tolist(), strict=True))
 
     def _token(self, id_: int | None, row: torch.Tensor) -> Token:
         """A token without its text, with the statistics of logits (V,); None is the most probable one."""
@@ -147,8 +147,8 @@ class Decoder:
         rank = sum(value > own for value in values) if own > values[-1] else int((logprobs > own).sum())
         # A logit of minus infinity has p 0 and adds nothing; its product would be NaN.
         entropy = -float(torch.dot(logprobs.exp(), logprobs.clamp_min(-1e9)))
-        text = self.engine.token_text
-        alternatives = tuple([Alternative(i, text(i), math.exp(value)) for value, i in zip(values, ids, strict=True)])
+        name = self.engine.token_name
+        alternatives = tuple([Alternative(i, name(i), math.exp(value)) for value, i in zip(values, ids, strict=True)])
         return Token(id_, "", math.exp(own), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_), True)
 
     def _reuse(self, whole: int) -> Reuse:

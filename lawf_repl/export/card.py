@@ -67,10 +67,11 @@ def _scorecard(card: Scorecard | None, count: int) -> str:
         return "## Scorecard\n\nNot measured.\n"
     right = None if card.reliability is None else f"{round(card.reliability * max(count, 1))} of {max(count, 1)}"
     probes = card.probes
+    probed = f"{probes.n} prompt{'' if probes.n == 1 else 's'}" if probes else ""
     rows = [("reliability: corrected prompts that give the accepted answer", right),
             ("generality: paraphrases that do", _share(card.paraphrases)), ("locality: neighbours answered as before", _share(card.neighbours)),
-            ("drift: KL per token in nats on unrelated prompts", f"{probes.drift_nats:.2g} ({probes.n} prompts)" if probes else None),
-            ("flips: unrelated prompts answered otherwise", f"{probes.flips:.1%} ({probes.n} prompts)" if probes else None)]
+            ("drift: KL per token in nats on unrelated prompts", f"{probes.drift_nats:.2g} ({probed})" if probes else None),
+            ("flips: unrelated prompts answered otherwise", f"{probes.flips:.1%} ({probed})" if probes else None)]
     lines = [f"| {name} | {value or 'not measured'} |" for name, value in rows]
     return "\n".join(["## Scorecard\n", "| check | result |", "|---|---|", *lines]) + "\n"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -26,11 +26,12 @@ from lawf_repl.ui.render import anchors_table, answer_view, least_sure_places
 from lawf_repl.ui.screen import run_picker
 from lawf_repl.ui.terminal import Interruptible, Loader, open_history
 from lawf_repl.ui.theme import Theme, theme_for
-from lawf_repl.ui.tree import sampled_text
-from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_word, current_node
+from lawf_repl.ui.tree import replaced_text, sampled_text
+from lawf_repl.ui.verbs import CORRECTIONS, REPORTS, adapter_text, current_node
 
 Extra = Callable[[SessionPort, str, Stop, Theme], tuple[SessionPort, RenderableType]]  # of a command: the session to go on with, what to show
 PLAIN_HINT = "/tokens shows positions; /fix POSITION TEXT corrects, /accept keeps, /train trains, /help lists all"
+TRAINED, BEFORE, ITS = "the adapter of a training", "the adapter of the training before it", "its adapter"  # of which is said that it is in place
 WAITS = {"probe": "the base answers it", "hold": "the base answers it"}  # commands that may take a while
 
 
@@ -53,32 +54,48 @@ def run_repl(load: Callable[[Callable[[Progress], None]], SessionPort], *, first
 
     `answered` is called when an answer stands, once: the user reads it, and what a training needs can be made ready meanwhile.
     """
-    loader = Loader(load)
+    status = Status(model_name)
+
+    def opened(report: Callable[[Progress], None]) -> SessionPort:
+        session = load(report)
+        with suppress(LawfError):  # it is told where it matters; here it would keep the session from standing
+            status.anchors = anchor_count(session)
+        return session
+
+    loader = Loader(opened)
     theme = theme_for(options.plain, os.environ, options.theme)
     if console is None:
         console = Console(highlight=False, markup=False, emoji=False, no_color=not theme.colour or None,
                           color_system=None if theme.plain else "auto")
-    return Repl(loader, console, theme.on(console.color_system), model_name, options, extras, saved, answered).run(first_prompt, intro)
+    return Repl(loader, console, theme.on(console.color_system), status, options, extras, saved, answered).run(first_prompt, intro)
+
+
+def anchor_count(session: SessionPort) -> int:
+    """Anchors so far: of the accepted answers, and of the answer that stands, which may take the place of one of them."""
+    anchors = {case.prompt_ids: len(case.anchors) for case in session.cases}
+    if session.node is not None and (here := session.anchors()):
+        anchors[session.node.completion.prompt_ids] = len(here)
+    return sum(anchors.values())
 
 
 class Repl:
     """One run of the loop: what is loaded, what was accepted, and the line."""
 
-    def __init__(self, loader: Loader, console: Console, theme: Theme, model_name: str, options: Options, extras: Mapping[str, Extra],
+    def __init__(self, loader: Loader, console: Console, theme: Theme, status: Status, options: Options, extras: Mapping[str, Extra],
                  saved: Callable[[], Iterable[Offer]], answered: Callable[[], None]) -> None:
         self.extras, self.warned = extras, ""
         self.answered: Callable[[], None] | None = answered
         self.loader = loader
         self.console = console
         self.theme = theme
-        self.model_name = model_name
         self.options = options
-        self.status = Status(model_name)
-        self.line = InputLine(loader, theme, self.status, open_history(options.history), options.vi, saved)
+        self.status = status
+        self.line = InputLine(loader, theme, status, open_history(options.history), options.vi, saved, self._tell_loaded)
         self.accepted_case: Case | None = None  # accepted, and not told yet
+        self.replaced: Case | None = None       # another answer to its prompt, accepted before, whose place it took
         self.shown: Completion | None = None   # the answer that stands in the scrollback already
         self.told = self.hinted = False  # what the model's loading had to say, and what to do without a view: once
-        self.waiting = ""  # a line that was sent, and whose wait for the model was interrupted: it stands in the prompt again
+        self.waiting = ""  # what the next prompt begins with: a line whose wait for the model was interrupted, or a command begun in the view
         self._own: dict[str, Callable[[SessionPort], None]] = {
             "edit": self._edit_again, "accept": self._accept_here, "train": self.train,
             "mend": self.mend,
@@ -138,10 +155,7 @@ class Repl:
                     self.waiting = line
                     self.say("the model is still loading; enter waits for it again")
                 return False
-            if not self.told:
-                self.told = True
-                for text in session.notes:
-                    self.say(text)
+            self._tell_loaded(session)
             if command is None:
                 self.ask(session, request.argument)
             else:
@@ -155,11 +169,21 @@ class Repl:
             self.say(unsaved or "everything is saved again", "bad" if unsaved else "quiet")
         return False
 
+    def _tell_loaded(self, session: SessionPort) -> None:
+        """What was opened, where it is a session out of a file, and what the model's loading had to say; once."""
+        if not self.told:
+            self.told = True
+            if session.nodes:
+                answers = f"{len(session.nodes)} answer{'' if len(session.nodes) == 1 else 's'}"
+                self.say(f"opened {session.place}: {answers}, {len(session.cases)} accepted")
+            for text in session.notes:
+                self.say(text)
+
     def _session(self) -> SessionPort | None:
         """The session, once it is loaded; None if the wait was interrupted or in vain."""
         if not self.loader.done:
             with Interruptible() as stop:
-                work.load(self.loader, self.model_name, stop, self.console, self.theme)
+                work.load(self.loader, self.status.model_name, stop, self.console, self.theme)
         return self.loader.session
 
     def ask(self, session: SessionPort, prompt: str) -> None:
@@ -196,6 +220,7 @@ class Repl:
             cursor, note = picker.cursor, ""
             try:
                 if action.kind == "back":
+                    self.waiting = action.text
                     break
                 if action.kind == "train":
                     self.train(session, from_view=True)
@@ -204,6 +229,7 @@ class Repl:
                     self.accept(session)
                     train = self.options.keys.shown("train")
                     note = f"accepted: {self._accepted_anchors()} · {train} trains · /new, then one more prompt"
+                    note += f" · {replaced_text(self.replaced)}" if self.replaced is not None else ""
                     continue
                 note = self.apply(session, action) or self._finish_note(session)
                 cursor = self._reopening(session, cursor)
@@ -225,17 +251,19 @@ class Repl:
     def apply(self, session: SessionPort, action: Action) -> str:
         """Do one correction and stream what the model makes of it; what there is to say about it."""
         if action.kind == "goto":
-            adapter = adapter_word(session)
+            stood = adapter_text(session, TRAINED), session.training
             session.goto(action.position)
             self._count(session)
-            return "" if adapter_word(session) == adapter else f"as it was then: adapter {adapter_word(session)}"
+            stands = adapter_text(session, TRAINED), session.training
+            return "" if stands == stood else f"as it was then: {stands[0]}"
         if action.kind in ("undo", "redo"):
             left = session.node
             moved = session.undo() if action.kind == "undo" else session.redo()
             self._count(session)
             training = left if action.kind == "undo" else session.node
             if moved and training is not None and training.training is not None:
-                return f"the training is {'undone' if action.kind == 'undo' else 'back'}: adapter {adapter_word(session)}"
+                undone = action.kind == "undo"
+                return f"the training is undone: {adapter_text(session, BEFORE)}" if undone else f"the training is back: {adapter_text(session, ITS)}"
             return "" if moved else f"nothing to {action.kind}"
         before = current_node(session)
         work.correct(session, action, before, self.console, self.theme)
@@ -247,7 +275,9 @@ class Repl:
 
     def accept(self, session: SessionPort) -> None:
         """Keep the answer for training; what was accepted is printed when the answer view is left."""
-        self.accepted_case = session.accept()
+        before = session.cases
+        self.accepted_case = case = session.accept()
+        self.replaced = next((one for one in before if one not in session.cases and one.completion_ids != case.completion_ids), self.replaced)
         self._count(session)
 
     def _accept_here(self, session: SessionPort) -> None:
@@ -269,11 +299,13 @@ class Repl:
             prompts = "1 prompt" if len(session.cases) == 1 else f"{len(session.cases)} prompts"
             if not training:
                 self.say(f"accepted: {prompts} to train on; /train trains, /new and another prompt adds a case")
+            if self.replaced is not None:
+                self.say(replaced_text(self.replaced), "accent")
             if sampled := session.sampled():
                 self.say(sampled_text(sampled))
             for conflict in session.conflicts():
                 self.say(conflict, "bad")
-        self.accepted_case = None
+        self.accepted_case = self.replaced = None
 
     def train(self, session: SessionPort, from_view: bool = False) -> None:
         """Train and show before and after; what stands in the view, or is the only answer, is accepted first."""
@@ -281,7 +313,8 @@ class Repl:
             self.accept(session)
         if not session.cases:
             raise NothingToFix("nothing to train: correct an answer and accept it first")
-        self._print_answer(session)
+        if from_view or self.accepted_case is not None:  # else another answer is trained than the one that stands, or it was shown already
+            self._print_answer(session)
         self._print_accepted(session, training=True)
         if work.train(session, self.console, self.theme):
             work.compare(session, self.console, self.theme)
@@ -313,11 +346,7 @@ class Repl:
         return answer is not None and any((case.prompt_ids, case.completion_ids) == (answer.prompt_ids, answer.ids) for case in session.cases)
 
     def _count(self, session: SessionPort) -> None:
-        """Anchors so far: of the accepted answers, and of the answer that stands, which may take the place of one of them."""
-        anchors = {case.prompt_ids: len(case.anchors) for case in session.cases}
-        if session.node is not None and (here := session.anchors()):
-            anchors[session.node.completion.prompt_ids] = len(here)
-        self.status.anchors = sum(anchors.values())
+        self.status.anchors = anchor_count(session)
 
     def _command(self, session: SessionPort, name: str, argument: str) -> None:
         """One command: of this loop, a correction, or something to show."""

@@ -85,7 +85,8 @@ def find(name: str) -> Command:
         return matches[0]
     if matches:
         raise UsageError("ambiguous: " + ", ".join(f"/{command.name}" for command in matches))
-    close = get_close_matches(lowered, [command.name for command in COMMANDS], n=1, cutoff=0.6)
+    names = [command.name for command in COMMANDS]
+    close = get_close_matches(lowered, names, n=1, cutoff=0.6) or [name for name in names if lowered.startswith(name)]  # /settings
     raise UsageError(f"no command /{name}" + (f"; did you mean /{close[0]}?" if close else "; /help lists them"))
 
 

@@ -183,16 +183,16 @@ def sentence(card: Scorecard, reruns: Sequence[Rerun], *, advice: bool = True, w
         found = "Preferred, not fixed: a correction with a confidence below 1 does not decide what the model says first"
         then = "keep it with /save NAME, or /undo, /confidence 1 and correct again"
     elif wrong:
-        which = "the prompt does" if len(reruns) == 1 else f"{len(wrong)} of {len(reruns)} prompts do"
+        which = "the prompt does" if len(reruns) == 1 else f"{len(wrong)} of {len(reruns)} prompts {'does' if len(wrong) == 1 else 'do'}"
         nexts: dict[StopReason | None, str] = {
             "plateau": "the adapter reaches no further: /set rank 32 or /set layers all, and /train again",
             "max_steps": "/set max_steps higher and /train again", "max_seconds": "/set max_seconds higher and /train again",
             "interrupted": "/train begins again and may go on to its end"}
         found, then = f"Not fixed: {which} not give the accepted answer yet", nexts.get(reason, "correct more with /edit, and /train again")
     else:
-        fixed = "Fixed: the prompt now gives" if len(reruns) == 1 else f"Fixed: all {len(reruns)} prompts now give"
+        many = f"all {len(reruns)} prompts now give their accepted answers by themselves"
         effect, then = _side_effects(card)
-        found = f"{fixed} the accepted answer by itself; {effect}"
+        found = f"Fixed: {'the prompt now gives the accepted answer by itself' if len(reruns) == 1 else many}; {effect}"
     return f"{found}: {then}." if advice else f"{found}."
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from rich.cells import cell_len
 
 from lawf_repl.records import Token
+from lawf_repl.spans import bytes_name
 
 # Invisible although their category is a letter's or a mark's: grapheme joiner, Hangul fillers, Khmer inherent vowels, braille blank.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
@@ -99,6 +100,12 @@ def groups(tokens: Sequence[Token]) -> list[tuple[int, int]]:
             spans += [(start, index)] * (index + 1 - start)
             start = index + 1
     return spans
+
+
+def token_names(tokens: Sequence[Token], token_bytes: Callable[[int], bytes]) -> list[str]:
+    """Each token on its own, as `token_label` has it; those that make up one character together by their bytes."""
+    return [bytes_name(token_bytes(token.id)) if first != last else token_label(token.text, token.special)
+            for token, (first, last) in zip(tokens, groups(tokens), strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

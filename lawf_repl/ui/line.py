@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.cursor_shapes import DynamicCursorShapeConfig, ModalCursorShapeConfig
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition, is_searching
@@ -43,8 +43,9 @@ class InputLine:
     Ctrl-X Ctrl-E (in vi mode v) opens $EDITOR."""
 
     def __init__(self, loader: Loader, theme: Theme, status: Status, history: History, vi: bool = False,
-                 saved: Callable[[], Iterable[Offer]] = tuple) -> None:
-        self.loader, self.theme, self.status = loader, theme, status
+                 saved: Callable[[], Iterable[Offer]] = tuple, loaded: Callable[[SessionPort], None] = lambda session: None) -> None:
+        """`loaded` is called, and may print, when a session that there is something to say of is there while the prompt stands."""
+        self.loader, self.theme, self.status, self.loaded = loader, theme, status, loaded
         self.abandoned = False  # whether Ctrl-C took a text away, and not only the empty line
         self._prompt: PromptSession[str] = PromptSession(
             history=history, completer=CommandCompleter(lambda: loader.session, saved), style=theme.prompt_toolkit(), multiline=True,
@@ -79,6 +80,8 @@ class InputLine:
                     application.invalidate()
             if self.loader.error is not None and application.is_running and not application.is_done:
                 application.exit(exception=EOFError)
+            elif (session := self.loader.session) is not None and (session.nodes or session.notes) and not self.theme.plain:
+                await run_in_terminal(lambda: self.loaded(session))
             application.invalidate()
 
         if not self.loader.done or self.loader.error is not None:
@@ -126,6 +129,14 @@ def _bindings() -> KeyBindings:
     @bindings.add("c-j")
     def _newline(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
+
+    # What Alt sends comes in one piece: the key is in the queue behind the escape. An Esc that came alone is no half of
+    # anything, and what is typed after it is text: without this, prompt_toolkit takes Esc and / within a second for Alt-/.
+    alone = Condition(lambda: not get_app().key_processor.input_queue)
+
+    @bindings.add("escape", filter=emacs & alone & ~is_searching, eager=True)
+    def _nothing(event: KeyPressEvent) -> None:
+        pass
 
     @bindings.add("f4")
     def _change(event: KeyPressEvent) -> None:

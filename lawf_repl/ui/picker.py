@@ -11,13 +11,14 @@ from rich.cells import cell_len
 from lawf_repl.errors import LawfError
 from lawf_repl.records import Token
 from lawf_repl.ui.keys import DEFAULT, Keymap
-from lawf_repl.ui.layout import Chunk, groups, wrap
+from lawf_repl.ui.layout import Chunk, groups, token_names, wrap
 from lawf_repl.ui.motion import Line, least_sure, starts_word
 from lawf_repl.ui.port import Action, Lookup
 from lawf_repl.ui.render import AlternativeRow, alternative_rows
 from lawf_repl.ui.theme import UNSURE
 
 Mode = Literal["view", "alternatives", "fix", "go_on", "keys"]
+COMMAND = "/"  # typed in the view it begins a command: it leaves for the line; the fix key begins a fix with it
 MORE = 30  # alternatives fetched when the recorded ones are scrolled past
 
 
@@ -90,6 +91,11 @@ class Picker:
         return self.spans[self.cursor] if self.tokens else (0, 0)
 
     @property
+    def name(self) -> str:
+        """What the token under the cursor is called on its own."""
+        return token_names(self.tokens, self.lookup.token_bytes)[self.cursor]
+
+    @property
     def full_text(self) -> str:
         """What a confirmed fix puts there, its leading space included."""
         return self.lead + self.line.text
@@ -115,7 +121,7 @@ class Picker:
                 found = self.lookup.alternatives(question.position, MORE)
                 token = self.tokens[question.position]
                 if self.mode == "alternatives" and question.position == self.cursor and len(found) > len(token.alternatives):
-                    self.rows = alternative_rows(token, found)
+                    self.rows = alternative_rows(token, found, self.name)
                 return
             chips = self.lookup.preview(question.position, question.text)
         except LawfError as error:
@@ -148,6 +154,8 @@ class Picker:
             self.mode = "keys"
         elif name == "go_on":
             self._start_text("go_on", "")
+        elif name is None and (key, data) == ("char", COMMAND):
+            return Action("back", text=COMMAND)
         elif not self.tokens:
             self.note = f"the answer is empty: {self.keys.shown('go_on')} goes on with a text, {self.keys.shown('back')} leaves"
         elif name in self._motions:
@@ -155,7 +163,7 @@ class Picker:
         elif name == "others":
             self.mode, self.selected, self._more_asked = "alternatives", 0, False
             token = self.tokens[self.cursor]
-            self.rows = alternative_rows(token, token.alternatives)
+            self.rows = alternative_rows(token, token.alternatives, self.name)
         elif name in ("delete", "end_here"):
             return self._cut(name)
         elif name == "fix":

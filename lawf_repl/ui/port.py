@@ -15,7 +15,7 @@ ActionKind = Literal["replace", "pick", "delete", "end", "go_on", "undo", "redo"
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the user decided in the answer view; the session verb of the same name does it."""
+    """What the user decided in the answer view; the session verb of the same name does it. `back` has the text that the line begins with."""
 
     kind: ActionKind
     position: int = 0

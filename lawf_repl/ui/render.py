@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lawf_repl.records import Alternative, Anchor, Progress, Token, TrainingResult, TrainStep
-from lawf_repl.ui.layout import token_label, visible, wrap
+from lawf_repl.ui.layout import token_label, token_names, visible, wrap
 from lawf_repl.ui.theme import Theme, probability_look
 
 __all__ = ["AlternativeRow", "alternative_rows", "alternatives_table", "anchors_table", "answer_view", "bar", "least_sure", "percent", "shorten",
@@ -116,16 +116,19 @@ class AlternativeRow:
     current: bool = False
 
 
-def alternative_rows(token: Token, alternatives: Sequence[Alternative]) -> list[AlternativeRow]:
-    """The alternatives most probable first, the token that stands there among them, and the rest of the mass as one last row."""
+def alternative_rows(token: Token, alternatives: Sequence[Alternative], name: str = "") -> list[AlternativeRow]:
+    """The alternatives most probable first, the token that stands there among them, and the rest of the mass as one last row.
+
+    `name` is what the token that stands there is called, where its text does not say it.
+    """
     rows = []
     for rank, item in enumerate(alternatives):
         current = item.id == token.id
         special = token.special if current else _looks_special(item.text)
-        rows.append(AlternativeRow(item, token_label(item.text, special), item.p, rank, current))
+        rows.append(AlternativeRow(item, (name if current else "") or token_label(item.text, special), item.p, rank, current))
     if not any(row.current for row in rows):
         itself = Alternative(token.id, token.text, token.p)
-        rows.append(AlternativeRow(itself, token_label(token.text, token.special), token.p, token.rank, True))
+        rows.append(AlternativeRow(itself, name or token_label(token.text, token.special), token.p, token.rank, True))
     rest = max(0.0, 1.0 - sum(row.p for row in rows))
     return [*rows, AlternativeRow(None, "all others", rest, None)]
 
@@ -143,10 +146,10 @@ def _table(theme: Theme, *columns: tuple[str, str]) -> Table:
     return table
 
 
-def alternatives_table(token: Token, alternatives: Sequence[Alternative], theme: Theme) -> Table:
-    """What could have stood there: number, token, p as bar and figure, rank, and the mass of the rest."""
+def alternatives_table(token: Token, alternatives: Sequence[Alternative], theme: Theme, name: str = "") -> Table:
+    """What could have stood there: number, token, p as bar and figure, rank, and the mass of the rest. `name` as for the rows."""
     table = _table(theme, ("", "right"), ("token", "left"), ("p", "right"), ("", "left"), ("rank", "right"))
-    for number, row in enumerate(alternative_rows(token, alternatives), start=1):
+    for number, row in enumerate(alternative_rows(token, alternatives, name), start=1):
         rank = "" if row.rank is None else f"#{row.rank + 1}"
         mark = " ← stands here" if row.current else ""
         look = "quiet" if row.alternative is None else probability_look(row.p)
@@ -155,11 +158,11 @@ def alternatives_table(token: Token, alternatives: Sequence[Alternative], theme:
     return table
 
 
-def tokens_table(tokens: Sequence[Token], theme: Theme) -> Table:
+def tokens_table(tokens: Sequence[Token], theme: Theme, token_bytes: Callable[[int], bytes]) -> Table:
     """Every token of an answer with its figures."""
     table = _table(theme, ("at", "right"), ("token", "left"), ("id", "right"), ("p", "right"), ("rank", "right"), ("entropy", "right"))
-    for position, token in enumerate(tokens):
-        label = Text(shorten(token_label(token.text, token.special), 40), theme.rich(token_look(token)))
+    for position, (token, name) in enumerate(zip(tokens, token_names(tokens, token_bytes), strict=True)):
+        label = Text(shorten(name, 40), theme.rich(token_look(token)))
         table.add_row(str(position), label, str(token.id), percent(token.p), f"#{token.rank + 1}", f"{token.entropy:.2f}")
     return table
 

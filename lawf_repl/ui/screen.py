@@ -18,8 +18,8 @@ from rich.cells import cell_len
 
 from lawf_repl.records import Token
 from lawf_repl.ui.keys import DEFAULT, KEY_NAMES, Keymap
-from lawf_repl.ui.layout import folded, token_label, visible
-from lawf_repl.ui.picker import Picker
+from lawf_repl.ui.layout import folded, token_label, token_names, visible
+from lawf_repl.ui.picker import COMMAND, Picker
 from lawf_repl.ui.port import Action
 from lawf_repl.ui.render import bar, percent, shorten, token_look
 from lawf_repl.ui.theme import Theme, probability_look
@@ -75,6 +75,8 @@ def hint(mode: str, keys: Keymap = DEFAULT, width: int = 80) -> str:
 def keys_help(keys: Keymap = DEFAULT) -> list[tuple[str, str]]:
     """Keys and what they do, a line each."""
     rows = [([keys.shown(name, SHOWN_KEYS_OF.get(len(names), 1)) for name in names], meaning) for names, meaning in HELPED]
+    if keys.action(COMMAND) is None:
+        rows.insert(-1, ([COMMAND], "begin a command at the prompt"))
     return [("  ".join(shown[0].split() if len(shown) == 1 else shown), meaning) for shown, meaning in rows]
 
 
@@ -181,8 +183,9 @@ def _chip_row(picker: Picker) -> Row:
         return [Cell("bad", "         " + visible(picker.chip_note))]
     if not picker.chips:
         return [Cell("quiet", "         what you type appears here as tokens")]
-    chips = [(Cell(probability_look(chip.p), token_label(chip.text, chip.special)), Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   "))
-             for chip in picker.chips]
+    names = token_names(picker.chips, picker.lookup.token_bytes)
+    chips = [(Cell(probability_look(chip.p), name), Cell("quiet", f" {percent(chip.p).strip()} #{chip.rank + 1}   "))
+             for chip, name in zip(picker.chips, names, strict=True)]
     cells = [sum(cell_len(cell.text) for cell in chip) for chip in chips]
     room, first = picker.width - 13, len(chips) - 1
     while first and sum(cells[first - 1:]) <= room:

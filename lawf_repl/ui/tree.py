@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 from rich.text import Text
 
-from lawf_repl.records import Case, Node, Timing
-from lawf_repl.ui.layout import token_label, visible
+from lawf_repl.records import Case, Node, Timing, Token
+from lawf_repl.ui.layout import groups, token_label, visible
 from lawf_repl.ui.motion import starts_word
 from lawf_repl.ui.render import shorten
 from lawf_repl.ui.theme import Theme
 
 LEAST = 12  # cells that an answer gets at least
+QUOTED = 60  # cells of an answer that a line names at most
 
 
 def correction_text(before: Node, after: Node, theme: Theme) -> Text:
@@ -28,18 +29,23 @@ def correction_text(before: Node, after: Node, theme: Theme) -> Text:
     stop = start + 1
     while stop < len(old_tokens) and not starts_word(old_tokens, stop) and old_tokens[stop].text[:1].isalnum():
         stop += 1  # the rest of the word that was wrong
-    old = "".join(token_label(token.text, token.special) for token in old_tokens[start:stop] if token.text)
-    new = "".join(token_label(token.text, token.special) for token in new_tokens[start:start + len(correction.ids)] if token.text)
+    old, new = _whole(old_tokens, start, stop), _whole(new_tokens, start, start + len(correction.ids))
     line.append(f"at {start}  ", theme.rich("quiet"))
     if correction.kind == "delete":
         ids = before.completion.ids
         back = next((i for i in range(start + 1, len(ids)) if ids[i:i + len(correction.ids)] == correction.ids), stop)
-        old = "".join(token_label(token.text, token.special) for token in old_tokens[start:back] if token.text)
-        return line.append("deleted ").append(shorten(old, 30), theme.rich("before"))
+        return line.append("deleted ").append(shorten(_whole(old_tokens, start, back), 30), theme.rich("before"))
     if correction.kind == "end":
         return line.append("ends here")
     line.append(shorten(old or "∅", 30), theme.rich("before")).append(" → ", theme.rich("quiet"))
     return line.append(shorten(new, 30), theme.rich("after"))
+
+
+def _whole(tokens: Sequence[Token], start: int, stop: int) -> str:
+    """What tokens show, with all of a character that is only partly among them."""
+    spans = groups(tokens)[start:stop]
+    shown = tokens[spans[0][0]:spans[-1][1] + 1] if spans else ()
+    return "".join(token_label(token.text, token.special) for token in shown if token.text)
 
 
 def reuse_text(timing: Timing) -> str:
@@ -57,6 +63,11 @@ def sampled_text(count: int) -> str:
     """What it means that `count` accepted tokens are neither the model's choice nor anchors."""
     return (f"{count} sampled token{'' if count == 1 else 's'} of the accepted answer: not the model's first choice and no anchor, "
             "so greedy generation will not give the same text")
+
+
+def replaced_text(case: Case) -> str:
+    """What it means for `case` that another answer to its prompt was accepted: one prompt has one case."""
+    return f"in place of the answer to this prompt accepted before: {shorten(visible(case.accepted), QUOTED) or '∅'}"
 
 
 def tree_view(nodes: Sequence[Node], here: int | None, prompt_of: Callable[[Node], str], theme: Theme, width: int) -> Text:

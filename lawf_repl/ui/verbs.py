@@ -14,7 +14,7 @@ from lawf_repl.config import rule_of
 from lawf_repl.errors import UsageError
 from lawf_repl.records import Node
 from lawf_repl.ui import commands
-from lawf_repl.ui.layout import visible
+from lawf_repl.ui.layout import token_names, visible
 from lawf_repl.ui.port import Action, SessionPort
 from lawf_repl.ui.render import alternative_rows, alternatives_table, anchors_table, tokens_table
 from lawf_repl.ui.theme import Theme
@@ -101,13 +101,14 @@ CORRECTIONS: dict[str, Callable[[SessionPort, str], Action]] = {
 
 
 def _tokens(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
-    return tokens_table(current_node(session).completion.tokens, theme)
+    return tokens_table(current_node(session).completion.tokens, theme, session.token_bytes)
 
 
 def _alternatives(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     position, _ = _position(session, "alternatives", argument)
-    token = current_node(session, position + 1).completion.tokens[position]
-    return alternatives_table(token, session.alternatives(position, ASKED_ALTERNATIVES) or token.alternatives, theme)
+    tokens = current_node(session, position + 1).completion.tokens
+    found = session.alternatives(position, ASKED_ALTERNATIVES) or tokens[position].alternatives
+    return alternatives_table(tokens[position], found, theme, token_names(tokens, session.token_bytes)[position])
 
 
 def _anchors(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
@@ -164,7 +165,7 @@ def _hold(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
 
 def _confidence(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     session.set_setting("confidence", _need(argument, "confidence"))
-    return _quiet(f"confidence of the next corrections: {session.settings.confidence:.3g}", theme)
+    return _quiet(f"confidence of the next corrections: {figure(session.settings.confidence)}", theme)
 
 
 def _adapter(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
@@ -205,7 +206,7 @@ def _set(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
     table.add_column(overflow="fold")
     for name in (*commands.SETTINGS, "system"):
         now = getattr(session.settings, name, None)
-        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else f"{now:g}" if isinstance(now, float) else f"{now}")),
+        table.add_row(Text(name, theme.rich("accent")), Text(visible("none" if now is None else figure(now) if isinstance(now, float) else f"{now}")),
                       Text(rule_of(name).meaning, theme.rich("quiet")))
     return table
 
@@ -217,6 +218,21 @@ def _model(session: SessionPort, argument: str, theme: Theme) -> RenderableType:
 def adapter_word(session: SessionPort) -> str:
     """on, off, or none."""
     return "on" if session.adapter_on else "off" if session.has_adapter else "none"
+
+
+def figure(value: float) -> str:
+    """A number as short as one can write it and read the same number back."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def adapter_text(session: SessionPort, trained: str) -> str:
+    """Which adapter is in place and whether it is on; `trained` is what one is called that a training made."""
+    if not session.has_adapter:
+        return "no adapter is on"
+    training = session.training
+    which = f"{trained} ({training.steps} step{'' if training.steps == 1 else 's'})" if training else "the adapter that the session began with"
+    return f"{which} is {'on' if session.adapter_on else 'off'}"
 
 
 def _quiet(text: str, theme: Theme) -> Text:

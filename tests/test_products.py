@@ -17,7 +17,7 @@ from lawf_repl.config import Settings
 from lawf_repl.engine import products
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.layout import is_plain, lay_out
-from lawf_repl.engine.products import OnednnLinear, by_onednn, onednn_works, product, take_over
+from lawf_repl.engine.products import FrozenLinear, by_onednn, onednn_works, product, take_over
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.fused import Fused
 
@@ -65,6 +65,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
         return by_onednn(x, weight, bias)
 
     monkeypatch.setattr(products, "by_onednn", noted)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
     return shapes
 
 
@@ -115,7 +116,27 @@ def test_inputs_and_slopes_with_gaps_are_closed_up(made: list[torch.Size]) -> No
     assert len(made) == 3
 
 
-def test_a_second_gradient_is_refused_and_not_zero() -> None:
+def test_on_a_processor_without_wide_vectors_matrices_are_torchs_own_and_a_vector_is_read_in_parts(
+        made: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    weight, x = torch.randn(8, 64), torch.randn(3, 64, requires_grad=True)
+    y = product(x, weight, None)
+    assert torch.equal(y, functional.linear(x, weight)) and torch.equal(torch.autograd.grad(y.sum(), x)[0], weight.sum(0).expand(3, -1))
+    with torch.no_grad():
+        assert torch.equal(product(x, weight, None), functional.linear(x, weight))
+        parts: list[int] = []
+        monkeypatch.setattr(products, "by_parts", lambda x, weight, count: parts.append(count) or functional.linear(x, weight))
+        product(x[:1], weight, None)
+    assert not made and bool(parts) == torch.backends.mkl.is_available()
+
+
+@pytest.mark.parametrize(("capability", "faster"), [("AVX2", False), ("DEFAULT", False), ("AVX512", True), ("AVX512_VNNI", True)])
+def test_which_library_is_faster_is_a_matter_of_the_processor(capability: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert products.onednn_is_faster() is faster
+
+
+def test_a_second_gradient_is_refused_and_not_zero(made: list[torch.Size]) -> None:
     x = torch.randn(3, 6, requires_grad=True)
     slope, = torch.autograd.grad(product(x, torch.randn(8, 6), None).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -134,7 +155,7 @@ def test_a_model_laid_out_computes_what_it_did(hidden: int, inner: int, made: li
     model = tiny(hidden, inner)
     same = copy.deepcopy(model)
     lay_out(same)
-    assert all(type(module) is OnednnLinear for module in same.modules() if isinstance(module, nn.Linear))
+    assert all(type(module) is FrozenLinear for module in same.modules() if isinstance(module, nn.Linear))
     ids = torch.arange(20)[None]
     states = model.get_input_embeddings()(ids).detach()
     found, expected = (states.clone().requires_grad_() for _ in range(2))
@@ -152,7 +173,7 @@ def test_only_plain_float32_layers_are_taken_over() -> None:
 
     model = nn.Sequential(nn.Linear(4, 4), Other(4, 4), nn.Linear(4, 4, dtype=torch.bfloat16), nn.Linear(4, 4, device="meta"), nn.LayerNorm(4))
     take_over(model)
-    assert [type(module) for module in model] == [OnednnLinear, Other, nn.Linear, nn.Linear, nn.LayerNorm]
+    assert [type(module) for module in model] == [FrozenLinear, Other, nn.Linear, nn.Linear, nn.LayerNorm]
 
 
 def test_models_of_any_kind_are_taken_over() -> None:
@@ -160,7 +181,7 @@ def test_models_of_any_kind_are_taken_over() -> None:
                                              num_key_value_heads=1)).eval()
     assert not is_plain(model)
     lay_out(model)
-    assert all(type(module) is OnednnLinear for module in model.modules() if isinstance(module, nn.Linear))
+    assert all(type(module) is FrozenLinear for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def test_a_step_of_a_plain_decoder_goes_by_onednn_too_projections_of_the_same_input_at_once(
@@ -217,7 +238,7 @@ def test_a_build_without_it_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
             assert not onednn_works()
             model = tiny()
             lay_out(model)
-            assert not any(isinstance(module, OnednnLinear) for module in model.modules())
+            assert not any(isinstance(module, FrozenLinear) for module in model.modules())
             assert model.model.layers[0].mlp.up_proj.weight.stride(0) == 1  # columns, side by side
     finally:
         onednn_works.cache_clear()

@@ -20,7 +20,7 @@ from lawf_repl.bench.models import SHAPES, Subject, random_model, random_tokeniz
 from lawf_repl.cli import main
 from lawf_repl.config import Settings
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.products import OnednnLinear
+from lawf_repl.engine.products import FrozenLinear
 from lawf_repl.errors import UsageError
 from lawf_repl.verbs import figures as verb
 from lawf_repl.verbs.results import UNMEASURED, append_results
@@ -68,7 +68,7 @@ def test_the_peer_writes_the_same_answer_from_weights_that_lie_as_they_were_made
     # Ours lie anew, side by side; the peer's are separate tensors of torch's own layers, however the processor likes ours to lie.
     ours, theirs = tiny.engine.model.model.layers[0].mlp, peer.model.layers[0].mlp
     assert joint([ours.gate_proj, ours.up_proj]) is not None and joint([theirs.gate_proj, theirs.up_proj]) is None
-    assert all(type(module) is not OnednnLinear and (type(module) is nn.Linear or not hasattr(module, "in_features")) for module in peer.modules())
+    assert all(type(module) is not FrozenLinear and (type(module) is nn.Linear or not hasattr(module, "in_features")) for module in peer.modules())
     assert all(parameter.is_contiguous() for parameter in peer.parameters())
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.products import OnednnLinear, product_of
+from lawf_repl.engine.products import FrozenLinear, product_of
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.engine.single import SingleLayer, can_be_single, vector_norm
 
@@ -92,7 +92,7 @@ class PlainSteps:
 
 def _projections(*modules: Any) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
     """Linear layers of the same input as one function; one product where their weights are one tensor."""
-    whole = joint(modules) if all(type(module) in (nn.Linear, OnednnLinear) and module.bias is None for module in modules) else None
+    whole = joint(modules) if all(type(module) in (nn.Linear, FrozenLinear) and module.bias is None for module in modules) else None
     if whole is None:
         parts = [_projection(module) for module in modules]
         return lambda x: [part(x) for part in parts]
@@ -103,7 +103,7 @@ def _projections(*modules: Any) -> Callable[[torch.Tensor], Sequence[torch.Tenso
 
 def _projection(module: Any) -> Step:
     """A linear layer as a function; one with a LoRA, or with anything else to it, computes itself."""
-    if type(module) not in (nn.Linear, OnednnLinear):
+    if type(module) not in (nn.Linear, FrozenLinear):
         return cast(Step, module)
     made, weight, bias = product_of(module), module.weight, module.bias
     return lambda x: made(x, weight, bias)

@@ -1,8 +1,9 @@
 """Products with frozen float32 matrices on a CPU, by the faster of the two libraries that torch brings along.
 
-In float32 torch hands every product to MKL, which takes its slower code on processors that are not Intel's: 190 GFLOP/s and 25 GB/s
-where oneDNN, in the same build of torch, reaches 430 and 38 (two cores of an AMD EPYC of 2025). oneDNN's product is what torch's
-own compiler calls (`mkldnn::_linear_pointwise`); it has no backward pass, so that is here. The numbers differ by rounding alone.
+In float32 torch hands every product to MKL, which on processors that are not Intel's takes code for narrower vectors than they have: 190
+GFLOP/s and 25 GB/s where oneDNN, in the same build of torch, reaches 430 and 38 (two cores of an AMD EPYC of 2025, with AVX-512). Where there is
+nothing wider than AVX2 it is MKL that is faster, by a tenth forward and up to twice backward (AMD EPYC of 2021). oneDNN's product is what torch's own
+compiler calls (`mkldnn::_linear_pointwise`); it has no backward pass, so that is here. The numbers differ by rounding alone.
 
 With one vector it is the other way round, if MKL is given the matrix as a batch of several, the blocks of its rows: it then reads 25 to 30 GB/s
 on one core and as much as the memory has on two, as fast as a sum. As one matrix it is 11 to 16, on one core whatever there are, and oneDNN's
@@ -44,7 +45,7 @@ def of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     rows, width = weight.shape
     parts = _parts(weight)
     if not parts:
-        return lambda x: by_onednn(x[None], weight, None)[0]
+        return lambda x: product(x[None], weight, None)[0]
     blocks, strides = weight.view(parts, rows // parts, width), (0, 1, width)  # strides as in `by_parts`
     return lambda x: torch.bmm(blocks, x.as_strided((parts, width, 1), strides)).view(rows)
 
@@ -76,7 +77,12 @@ def onednn_works() -> bool:
         return False
 
 
-class OnednnLinear(nn.Linear):
+def onednn_is_faster() -> bool:
+    """Whether this processor has what MKL makes no use of and oneDNN does."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # type: ignore[no-untyped-call]
+
+
+class FrozenLinear(nn.Linear):
     """A frozen linear layer whose products are `product`s."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -85,15 +91,15 @@ class OnednnLinear(nn.Linear):
 
 
 def take_over(model: Any) -> None:
-    """Make the plain float32 linear layers of a model `OnednnLinear` ones, in place."""
+    """Make the plain float32 linear layers of a model `FrozenLinear` ones, in place."""
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.device.type == "cpu":
-            module.__class__ = OnednnLinear
+            module.__class__ = FrozenLinear
 
 
 def product_of(module: Any) -> Product:
-    """How a linear layer's products are made: torch's own way, unless it is an `OnednnLinear`."""
-    return product if isinstance(module, OnednnLinear) else functional.linear
+    """How a linear layer's products are made: torch's own way, unless it is an `FrozenLinear`."""
+    return product if isinstance(module, FrozenLinear) else functional.linear
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -104,13 +110,15 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
             or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) \
             or not _is_dense(weight):
         return functional.linear(x, weight, bias)
+    if (x.numel() != x.shape[-1] or (learns and x.requires_grad)) and not onednn_is_faster():
+        return functional.linear(x, weight, bias)
     if learns and x.requires_grad:
         y = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
     if x.numel() == x.shape[-1] and (parts := _parts(weight)):
         y = by_parts(x, weight, parts)
         return y if bias is None else y.add_(bias)
-    return by_onednn(x.contiguous(), weight, bias)
+    return by_onednn(x.contiguous(), weight, bias) if onednn_is_faster() else functional.linear(x, weight, bias)
 
 
 def _is_dense(weight: torch.Tensor) -> bool:

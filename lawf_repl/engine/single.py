@@ -16,7 +16,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.products import OnednnLinear, of_vector, product_of
+from lawf_repl.engine.products import FrozenLinear, of_vector, product_of
 from lawf_repl.engine.roomy import RoomyLayer
 
 Vector = torch.Tensor
@@ -84,7 +84,7 @@ def _head_norm(attention: Any, heads: int, groups: int) -> Callable[[torch.Tenso
 
 def _side_by_side(*modules: Any) -> Callable[[Vector], Vector]:
     """What linear layers make of the same input, one behind the other; one product where their weights are one tensor."""
-    if all(type(module) in (nn.Linear, OnednnLinear) and module.bias is None for module in modules) and (whole := joint(modules)) is not None:
+    if all(type(module) in (nn.Linear, FrozenLinear) and module.bias is None for module in modules) and (whole := joint(modules)) is not None:
         return _product(modules[0], whole)
     parts = [_product(module, module.weight) for module in modules]
     return lambda x: torch.cat([part(x) for part in parts])
@@ -92,9 +92,9 @@ def _side_by_side(*modules: Any) -> Callable[[Vector], Vector]:
 
 def _product(module: Any, weight: torch.Tensor) -> Callable[[Vector], Vector]:
     """What a linear layer, of which this is the weight, makes of a vector; one with a LoRA, or with anything else to it, computes itself."""
-    if type(module) is OnednnLinear and getattr(module, "bias", None) is None:
+    if type(module) is FrozenLinear and getattr(module, "bias", None) is None:
         return of_vector(weight.detach())
-    if type(module) in (nn.Linear, OnednnLinear):
+    if type(module) in (nn.Linear, FrozenLinear):
         made, bias = product_of(module), module.bias
         return lambda x: made(x[None], weight, bias)[0]
     return lambda x: cast(Vector, module(x[None])[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lawf_repl.engine.products import OnednnLinear, Product, product_of
+from lawf_repl.engine.products import FrozenLinear, Product, product_of
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.head import replaced
 
@@ -36,7 +36,7 @@ def _is_plain(layer: Any) -> bool:
     from peft.tuners.lora.layer import Linear
 
     base: Any = getattr(layer, "base_layer", None)
-    if type(layer) is not Linear or type(base) not in (torch.nn.Linear, OnednnLinear) or len(layer.lora_A) != 1 or layer.lora_variant or layer.merged:
+    if type(layer) is not Linear or type(base) not in (torch.nn.Linear, FrozenLinear) or len(layer.lora_A) != 1 or layer.lora_variant or layer.merged:
         return False
     name = next(iter(layer.lora_A))
     parts: list[Any] = [layer.lora_A[name], layer.lora_B[name]]

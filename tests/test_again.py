@@ -177,7 +177,7 @@ def test_an_accelerator_has_no_limit_until_it_is_full(kind: str) -> None:
         lower.again.every = True
         assert runs(lower, batch) == [2] * 6
     else:
-        assert lower.again._room == memory.LEAST_BYTES == room_of(adapter.base.device, adapter.base)
+        assert lower.again.room == memory.LEAST_BYTES == room_of(adapter.base.device, adapter.base)
 
 
 def test_every_layer_is_computed_again_whatever_it_is_called_with() -> None:

@@ -79,7 +79,7 @@ def onednn_works() -> bool:
 
 def onednn_is_faster() -> bool:
     """Whether this processor has what MKL makes no use of and oneDNN does."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # type: ignore[no-untyped-call]
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class FrozenLinear(nn.Linear):

@@ -28,7 +28,8 @@ class Again:
 
     def __init__(self, layers: Sequence[Any], room: float) -> None:
         self.every = False  # every layer is computed again, whatever room there is
-        self._layers, self._room = layers, room
+        self.room = room
+        self._layers = layers
         self._rates: dict[int, float] = {}  # bytes that each layer keeps of a token, by its place,
         self._width = 0                     # in texts of this many tokens: the weights of some attentions grow with it
 
@@ -43,7 +44,7 @@ class Again:
         if self.every:
             return len(self._layers)
         kept = [rate * tokens for _, rate in sorted(self._rates.items())]
-        over, again = sum(kept) - self._room, 0
+        over, again = sum(kept) - self.room, 0
         while over > 0 and again < len(kept) - 1:  # never the last one, which may be run on a part of the positions
             over -= max(kept[again] - given, 0)
             again += 1
@@ -63,7 +64,7 @@ class Again:
 
     def _counted(self, place: int, own: Forward, hidden: Any, given: tuple[Any, ...], more: dict[str, Any]) -> bool:
         """Whether a layer is computed again, by what all keep. Until that is known it is, and each is run once more to find it out."""
-        if self._room == math.inf or not isinstance(hidden, torch.Tensor) or hidden.dim() < 2 or not hidden.numel():
+        if self.room == math.inf or not isinstance(hidden, torch.Tensor) or hidden.dim() < 2 or not hidden.numel():
             return False
         tokens, width = hidden.numel() // hidden.shape[-1], hidden.shape[-2]
         if width > WIDER * self._width:

@@ -24,6 +24,7 @@ from lawf_repl.learn.elementwise import Elementwise
 from lawf_repl.learn.fused import Fused
 from lawf_repl.learn.head import NOT_APART, Head, replaced
 from lawf_repl.learn.last import Last
+from lawf_repl.learn.stack import Packed, Stack
 
 T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
@@ -43,6 +44,9 @@ class Lower:
         self._last_tried = False
         self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
         self.again = Again(self._above, room_of(adapter.base.device, adapter.base))
+        self._stack = Stack(adapter, self._above)
+        self._stack_tried = False
+        self._packed: dict[int, tuple[Batch, Packed]] = {}  # as _states, which it takes the place of
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
         self._model, self._reach = adapter.base, adapter.reach
         self._behind: dict[int, tuple[Batch, Batch]] = {}  # the same, to what of it comes behind the marks
@@ -81,6 +85,8 @@ class Lower:
                 return self._states_of(batch)
         if whole:
             return self._states_of(batch, kept)
+        if (packed := self._pack(batch)) is not None:
+            return self._stack.states(packed)
         with self._as_one(), self.again.in_place(self._as_one):
             if self.again.every or not self._last.worth(batch):  # what is computed again in the backward pass is computed whole
                 return self._states_of(batch, kept)
@@ -88,6 +94,33 @@ class Lower:
                 self._try_last(batch, kept)
             with self._last.narrowed(batch):
                 return self._states_of(batch, kept)
+
+    def _pack(self, batch: Batch) -> Packed | None:
+        """The batch as the stack takes it; None where that is not to be run, or there is no room for what it keeps."""
+        if not self._stack.works or self.again.every or not self._tried:
+            return None
+        if id(batch) not in self._packed:
+            if self._layers and id(batch) not in self._states:
+                return None  # the layers below are yet to be run
+            hidden = self._states[id(batch)][1] if self._layers else None
+            if isinstance(hidden, tuple):
+                return None
+            packed = self._stack.pack(batch, hidden)
+            if not self._stack_tried:
+                self._try_stack(batch, packed)
+                return self._pack(batch)
+            self._packed[id(batch)] = batch, packed
+            self._states.pop(id(batch), None)
+        packed = self._packed[id(batch)][1]
+        return packed if not torch.is_grad_enabled() or self._stack.kept(packed) <= self.again.room else None
+
+    @torch.no_grad()
+    def _try_stack(self, batch: Batch, packed: Packed) -> None:
+        """See on this batch that the stack gives what the layers do; where it does not, it is not used."""
+        self._stack_tried = True
+        expected = self._states_of(batch)
+        if not torch.allclose(self._stack.states(packed), expected, rtol=0, atol=CLOSE * float(expected.std()), equal_nan=True):
+            self._stack.layers.clear()
 
     @contextmanager
     def _as_one(self) -> Iterator[None]:
@@ -149,6 +182,7 @@ class Lower:
         """Let go of a batch's states."""
         _, seen = self._behind.pop(id(batch), (batch, batch))
         self._states.pop(id(seen), None)
+        self._packed.pop(id(seen), None)
 
     @torch.no_grad()
     def _try(self, batch: Batch, whole: torch.Tensor) -> None:
@@ -159,7 +193,8 @@ class Lower:
         except NOT_APART:  # it needs what the layers would have given
             good = False
         if not good:
-            self._layers, self._states, self._behind = [], {}, {}
+            self._layers, self._states, self._behind, self._packed = [], {}, {}, {}
+            self._stack.layers.clear()
 
     def _recording(self, batch: Batch) -> Callable[..., Any]:
         last = self._layers[-1].forward

@@ -1,0 +1,333 @@
+"""Layers of a plain decoder as one operation, forward and back, over the real tokens of a batch alone.
+
+A step of a small model takes longer to call than to compute: hundreds of small operations, each through a module, a check and a
+node of the graph. Here a layer is its products and the little between them, written out with their gradients; projections of the same input are
+one product, with their LoRAs, and padding is there in attention only. Frozen weights get no gradient, and the lowest layer none for its input.
+What is computed is what the model's own modules say; whether it comes out the same is tried on the real model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from lawf_repl.engine.layout import is_plain, joint
+from lawf_repl.engine.products import FrozenLinear, by_onednn, onednn_is_faster
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import Batch
+from lawf_repl.learn.fused import is_plain_lora
+
+Seen = Callable[[Any, torch.Tensor, torch.Tensor], None]  # a module, its inputs (P, I) and outputs (P, O)
+Gradients = list[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of B texts, T tokens the longest, without its padding: P tokens, row after row."""
+
+    states: torch.Tensor         # (P, H) that the lowest layer is given
+    places: torch.Tensor | None  # (P,) where each stands in (B, T), flattened; None where there is no padding
+    chosen: torch.Tensor         # (N,) which of the P predict a completion token
+    cos: torch.Tensor            # (P, 1, D) of the rotary embedding,
+    sin: torch.Tensor            # and its sines, of which the first half has the sign it is used with
+    shape: tuple[int, int]       # B, T
+
+
+class Stack:
+    """Some of the last layers of a decoder, with the norm behind them. `works` says whether the model is one that this is for."""
+
+    def __init__(self, adapter: Adapter, layers: Sequence[Any]) -> None:
+        model = adapter.base
+        self.layers: list[_Layer] = []
+        if not layers or adapter.reach is not None or not is_plain(model) or model.device.type != "cpu":
+            return
+        decoder = model.model
+        try:
+            found = [_Layer(layer) for layer in layers]
+        except _Otherwise:
+            return
+        if list(layers) != list(decoder.layers)[-len(layers):] or any(parameter.dtype != torch.float32 for parameter in decoder.parameters()):
+            return
+        self.layers, self._decoder = found, decoder
+        self._norm = _Norm(decoder.norm)
+        self._groups = [group for layer in found for group in layer.groups]
+        self._width = found[0].width
+
+    @property
+    def works(self) -> bool:
+        """Whether it may be run as the modules are now: nothing looks on, and of the LoRAs B alone learns, or nothing does."""
+        return bool(self.layers) and all(group.works() for group in self._groups)
+
+    def kept(self, packed: Packed) -> int:
+        """Bytes that are kept for the backward pass."""
+        return int(4 * len(packed.states) * sum(layer.kept for layer in self.layers))
+
+    def pack(self, batch: Batch, states: torch.Tensor | None) -> Packed:
+        """A batch from the states (B, T, H) that its lowest layer is given; None for its embeddings."""
+        real = batch.mask.bool().reshape(-1)
+        places = None if bool(real.all()) else real.nonzero()[:, 0]
+        B, T = batch.ids.shape
+        ids, columns = batch.ids.reshape(-1), torch.arange(T, device=real.device).repeat(B)
+        chosen = batch.rows * T + batch.columns
+        if places is not None:
+            ids, columns = ids[places], columns[places]
+            chosen = (real.cumsum(0) - 1)[chosen]
+        if states is None:
+            flat = F.embedding(ids, self._decoder.embed_tokens.weight)
+        else:
+            flat = states.reshape(-1, states.shape[-1])
+            flat = flat if places is None else flat[places]
+        cos, sin = self._decoder.rotary_emb(flat[None], columns[None])  # (1, P, D)
+        half = cos.shape[-1] // 2
+        return Packed(flat.detach(), places, chosen, cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), -1), (B, T))
+
+    def states(self, packed: Packed) -> torch.Tensor:
+        """Final hidden states (N, H) of the chosen tokens, with a gradient for every B where gradients are computed."""
+        if not torch.is_grad_enabled():
+            return self._run(packed, None)
+        out: torch.Tensor = _Whole.apply(self, packed, *(b for group in self._groups for b in group.outward()))  # type: ignore[no-untyped-call]
+        return out
+
+    def _run(self, packed: Packed, kept: list[Any] | None) -> torch.Tensor:
+        x, last = packed.states, self.layers[-1]
+        for layer in self.layers:
+            x = layer(x, packed, kept, packed.chosen if layer is last else None)
+        return self._norm(x, kept)
+
+    def _back(self, slope: torch.Tensor, packed: Packed, kept: list[Any]) -> Gradients:
+        found: Gradients = []
+        slope = self._norm.back(slope, kept)
+        for layer in reversed(self.layers):
+            own: Gradients = []
+            below = layer.back(slope, packed, kept, packed.chosen if layer is self.layers[-1] else None, layer is self.layers[0], own)
+            found[:0] = own
+            if below is not None:
+                slope = below
+        return found
+
+
+class _Whole(torch.autograd.Function):
+    """A stack as one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Stack, packed: Packed, *outward: torch.Tensor) -> torch.Tensor:
+        ctx.stack, ctx.packed, ctx.kept = stack, packed, []
+        return stack._run(packed, ctx.kept)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            raise RuntimeError("trying to backward through a stack of layers a second time: what was kept for it is used up")
+        return None, None, *ctx.stack._back(slopes[0], ctx.packed, kept)
+
+
+class _Otherwise(Exception):
+    """A layer is built in another way than what is written out here."""
+
+
+class _Layer:
+    """One decoder layer: attention and MLP, each behind a norm and added to what it was given."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.width: int = attention.head_dim
+        self._scale: float = attention.scaling
+        self._project = _Group(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._give, self._widen, self._narrow = _Group(attention.o_proj), _Group(mlp.gate_proj, mlp.up_proj), _Group(mlp.down_proj)
+        self.groups = [self._project, self._give, self._widen, self._narrow]
+        self._heads, self._values = (int(module.out_features) // self.width for module in (attention.q_proj, attention.v_proj))
+        self._inner = int(mlp.gate_proj.out_features)
+        if type(mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+            raise _Otherwise
+        self._norm, self._behind = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._head_norm = None
+        if hasattr(attention, "q_norm"):
+            weights = [norm.weight.detach().expand(count, -1) for norm, count in ((attention.q_norm, self._heads), (attention.k_norm, self._values))]
+            self._head_norm = _Norm(attention.q_norm, torch.cat(weights))
+        wide, hidden = (self._heads + 2 * self._values) * self.width, int(layer.input_layernorm.weight.shape[0])
+        self.kept = 2 * hidden + 2 * wide + 2 * self._heads * self.width + 3 * self._inner  # numbers of a token
+
+    def __call__(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None, chosen: torch.Tensor | None) -> torch.Tensor:
+        """What the layer makes of x (P, H), of the `chosen` tokens alone where they are given (N, H)."""
+        values = self._values * self.width
+        made = self._project(self._norm(x, kept), kept)  # (P, O)
+        turned = made[:, :-values].unflatten(-1, (-1, self.width))  # queries and keys (P, heads + groups, D)
+        if self._head_norm is not None:
+            turned = self._head_norm(turned, kept)
+        turned = _turn(turned, packed.cos, packed.sin)
+        seen = self._attend(torch.cat((turned.flatten(1), made[:, -values:]), 1), packed, kept)  # (P, heads D)
+        if chosen is not None:
+            seen, x = seen[chosen], x[chosen]
+        x = self._give(seen, kept).add_(x)
+        wide = self._widen(self._behind(x, kept), kept)
+        gate, up = wide[:, :self._inner], wide[:, self._inner:]
+        if kept is not None:
+            kept.append(wide)
+        return self._narrow(F.silu(gate).mul_(up), kept).add_(x)
+
+    def back(self, slope: torch.Tensor, packed: Packed, kept: list[Any], chosen: torch.Tensor | None, lowest: bool,
+             found: Gradients) -> torch.Tensor | None:
+        """The gradient for x from that for what came out; the gradients of every B are put in front of `found`. None at the lowest layer."""
+        inner = self._narrow.back(slope, kept, found)
+        wide = kept.pop()
+        gate, up = wide[:, :self._inner], wide[:, self._inner:]
+        # of y = silu(a) b, with s = sigmoid(a): db = a s dy, da = b (s + a s (1 - s)) dy
+        s = gate.sigmoid()
+        act = gate * s
+        widened = torch.empty_like(wide)
+        torch.mul(inner, act, out=widened[:, self._inner:])
+        torch.mul(torch.addcmul(s, act, 1 - s), up, out=widened[:, :self._inner]).mul_(inner)
+        slope = self._behind.back(self._widen.back(widened, kept, found), kept).add_(slope)
+        seen = self._give.back(slope, kept, found)
+        if chosen is not None:  # a token predicts one at most
+            seen, slope = (part.new_zeros(len(packed.states), part.shape[1]).index_copy_(0, chosen, part) for part in (seen, slope))
+        made = self._attend_back(seen, packed, kept)
+        values = self._values * self.width
+        turned = _turn_back(made[:, :-values].unflatten(-1, (-1, self.width)), packed.cos, packed.sin)
+        if self._head_norm is not None:
+            turned = self._head_norm.back(turned, kept)
+        below = self._project.back(torch.cat((turned.flatten(1), made[:, -values:]), 1), kept, found, not lowest)
+        return None if lowest else self._norm.back(below, kept).add_(slope)
+
+    def _attend(self, made: torch.Tensor, packed: Packed, kept: list[Any] | None) -> torch.Tensor:
+        """Causal attention (P, heads D) of queries, keys and values side by side (P, O). What pads a text stands behind it, where nobody looks."""
+        B, T = packed.shape
+        whole = made if packed.places is None else made.new_zeros(B * T, made.shape[1]).index_copy_(0, packed.places, made)
+        heads = whole.view(B, T, -1, self.width).transpose(1, 2)
+        parts: Sequence[torch.Tensor] = heads.split_with_sizes((self._heads, self._values, self._values), 1)
+        with torch.set_grad_enabled(kept is not None):
+            if kept is not None:
+                parts = [part.detach().requires_grad_() for part in parts]
+            queries, keys, values = parts
+            seen = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=self._scale,
+                                                  enable_gqa=self._heads != self._values)  # (B, heads, T, D)
+        if kept is not None:
+            kept.append((parts, seen))
+        flat = seen.detach().transpose(1, 2).reshape(B * T, -1)
+        return flat if packed.places is None else flat[packed.places]
+
+    def _attend_back(self, slope: torch.Tensor, packed: Packed, kept: list[Any]) -> torch.Tensor:
+        """The gradient (P, O) of queries, keys and values from that of what came out (P, heads D)."""
+        parts, seen = kept.pop()
+        B, T = packed.shape
+        if packed.places is not None:
+            slope = slope.new_zeros(B * T, slope.shape[1]).index_copy_(0, packed.places, slope)
+        found = torch.autograd.grad(seen, parts, slope.view(B, T, -1, self.width).transpose(1, 2))
+        flat = torch.cat([part.transpose(1, 2).reshape(B * T, -1) for part in found], 1)
+        return flat if packed.places is None else flat[packed.places]
+
+
+def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """The rotary embedding (Su et al. 2021) of heads (P, heads, D)."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def _turn_back(slope: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Its transpose: turned the other way."""
+    return torch.addcmul(slope * cos, slope.roll(slope.shape[-1] // 2, -1), sin, value=-1)
+
+
+class _Norm:
+    """An RMS norm over the last dimension (Zhang and Sennrich 2019), w x / sqrt(mean(x^2) + epsilon), w frozen."""
+
+    def __init__(self, module: Any, weight: torch.Tensor | None = None) -> None:
+        self._weight: torch.Tensor = module.weight.detach() if weight is None else weight
+        self._size, self._epsilon = self._weight.shape[-1], float(module.variance_epsilon)
+
+    def __call__(self, x: torch.Tensor, kept: list[Any] | None) -> torch.Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(self._size).add_(self._epsilon).rsqrt_()  # (..., 1)
+        unit: torch.Tensor = x * inverse
+        if kept is None:
+            return unit.mul_(self._weight)
+        kept.append((unit, inverse))
+        return unit * self._weight
+
+    def back(self, slope: torch.Tensor, kept: list[Any]) -> torch.Tensor:
+        """With u = x / rms(x) and g the gradient for u: (g - u mean(g u)) / rms(x)."""
+        unit, inverse = kept.pop()
+        inner = slope * self._weight
+        along = torch.linalg.vecdot(inner, unit).unsqueeze(-1).div_(-self._size)
+        return inner.addcmul_(unit, along).mul_(inverse)
+
+
+class _Group:
+    """Linear layers of the same input as one, y = x W' + s (x A') B' + bias, B block by block; each has a LoRA or none has."""
+
+    def __init__(self, *modules: Any) -> None:
+        with_lora = [hasattr(module, "lora_A") for module in modules]
+        if any(with_lora) != all(with_lora) or (any(with_lora) and not all(map(is_plain_lora, modules))):
+            raise _Otherwise
+        bases = [module.base_layer if any(with_lora) else module for module in modules]
+        if not all(type(base) in (torch.nn.Linear, FrozenLinear) for base in bases):
+            raise _Otherwise
+        weight = joint(bases)
+        if weight is None:
+            raise _Otherwise
+        self._weight = weight  # (O, I)
+        biases = [base.bias for base in bases]
+        if any(bias is None for bias in biases) != all(bias is None for bias in biases):
+            raise _Otherwise
+        self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+        self._modules, self._watched = modules, [*modules, *(bases if any(with_lora) else ())]
+        self._loras: list[tuple[Any, Any]] = []
+        if any(with_lora):
+            self._loras = [(module.lora_A[name], module.lora_B[name]) for module in modules for name in list(module.lora_A)]
+            scales = {float(scale) for module in modules for scale in module.scaling.values()}
+            if len(scales) != 1 or len(self._loras) != len(modules):
+                raise _Otherwise
+            self._scale = scales.pop()
+        self._sizes = [int(base.out_features) for base in bases]
+
+    def works(self) -> bool:
+        """Whether the modules do what they did when this was made, and neither A nor a base learns."""
+        for module in self._watched:
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+                return False
+        return not any(module.disable_adapters or module.merged for module in self._modules if self._loras) \
+            and not (torch.is_grad_enabled() and any(a.weight.requires_grad for a, _ in self._loras))
+
+    def outward(self) -> list[torch.Tensor]:
+        """The matrix B (O, r) of each layer."""
+        return [b.weight for _, b in self._loras]
+
+    def __call__(self, x: torch.Tensor, kept: list[Any] | None) -> torch.Tensor:
+        y = _times(x, self._weight)
+        if self._bias is not None:
+            y += self._bias
+        if not self._loras:
+            return y
+        # The few rows come first in each of these products: the other way round MKL takes up to six times as long.
+        a = self._inward()  # (all r, I)
+        b = torch.block_diag(*(one.weight.detach().t() for _, one in self._loras))  # (all r, O)
+        inner = a @ x.t()  # (all r, P)
+        if kept is not None:
+            kept.append((a, b, inner))
+        return y.addmm_(inner.t(), b, alpha=self._scale)
+
+    def back(self, slope: torch.Tensor, kept: list[Any], found: Gradients, below: bool = True) -> torch.Tensor:
+        """The gradient (P, I) for x from that for y (P, O), unless nothing `below` wants it; those of every B are put in front of `found`."""
+        if not self._loras:
+            return _times(slope, self._weight.t()) if below else slope
+        a, b, inner = kept.pop()
+        outward = (inner @ slope).mul_(self._scale)  # (all r, O)
+        own, row, column = [], 0, 0
+        for _, one in self._loras:
+            rows, rank = one.weight.shape
+            own.append(outward[column:column + rank, row:row + rows].t().contiguous())
+            row, column = row + rows, column + rank
+        found[:0] = own
+        return _times(slope, self._weight.t()).addmm_((b @ slope.t()).t(), a, alpha=self._scale) if below else slope
+
+    def _inward(self) -> torch.Tensor:
+        return torch.cat([a.weight.detach() for a, _ in self._loras]) if len(self._loras) > 1 else self._loras[0][0].weight.detach()
+
+
+def _times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W' (P, O) of x (P, I) and W (O, I)."""
+    return by_onednn(x.contiguous(), weight, None) if onednn_is_faster() else x @ weight.t()

@@ -1,0 +1,208 @@
+"""Layers as one operation give what the model's own modules and autograd give, and step aside wherever something else is meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from lawf_repl.config import Settings
+from lawf_repl.engine import products
+from lawf_repl.engine.layout import lay_out
+from lawf_repl.learn import stack
+from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.batch import Batch, completion_logits, make_batch
+from lawf_repl.learn.lower import Lower
+from tests.architecture_zoo import ARCHITECTURES
+
+PADDED = [((1, 6, 7, 11, 12), (8, 9, 10)), ((1, 6), (7, 8, 9)), ((5, 4, 3, 2), (1,))]
+EVEN = [((1, 6, 7), (8, 9)), ((3, 2), (4, 5, 6))]
+ALONE = [((1, 6, 7, 11, 12), (8, 9, 10))]
+SIZES: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+                         "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3}
+
+
+def qwen3() -> Any:
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16))
+
+
+def qwen2() -> Any:
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES))  # its queries, keys and values have biases
+    for layer in model.model.layers:
+        for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(module.bias)
+    return model
+
+
+def llama() -> Any:
+    rotation = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16}
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_key_value_heads": 4}, rope_parameters=rotation, attention_bias=True, mlp_bias=True))
+
+
+FAMILIES = {"qwen3": qwen3, "qwen2": qwen2, "llama": llama}
+
+
+def trained(name: str, layers: str = "upper") -> Adapter:
+    """An adapter that does something, of which B alone learns."""
+    torch.manual_seed(0)
+    model: Any = FAMILIES[name]().eval()
+    lay_out(model)
+    adapter = Adapter.fresh(model, Settings(layers=layers), name)
+    adapter.restore({key: 0.2 * torch.randn_like(value) for key, value in adapter.snapshot().items()})
+    outward(adapter)
+    return adapter
+
+
+def outward(adapter: Adapter) -> list[torch.nn.Parameter]:
+    wanted = adapter.outward()
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(any(parameter is one for one in wanted))
+    return wanted
+
+
+def run(adapter: Adapter, lower: Lower, batch: Batch, wanted: list[torch.nn.Parameter]) -> None:
+    """States and gradients of a forward are those of the model's own."""
+    expected = completion_logits(adapter.base, batch)
+    toward = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * toward).sum(), wanted, allow_unused=True)
+    found = lower.logits(batch)
+    assert torch.allclose(found, expected, atol=2e-5 * float(expected.detach().abs().max()))
+    own = torch.autograd.grad((found * toward).sum(), wanted, allow_unused=True)
+    for one, other in zip(own, gradients, strict=True):
+        assert one is None or one.is_contiguous()
+        assert (one is None or not float(one.abs().max())) if other is None else (
+            one is not None and torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max())))
+    with torch.no_grad():
+        assert torch.allclose(lower.logits(batch), expected, atol=2e-5 * float(expected.abs().max()))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each time that a stack was run, whether gradients were wanted."""
+    runs: list[bool] = []
+    own = stack.Stack.states
+
+    def states(self: stack.Stack, packed: stack.Packed) -> torch.Tensor:
+        runs.append(torch.is_grad_enabled())
+        return own(self, packed)
+
+    monkeypatch.setattr(stack.Stack, "states", states)
+    return runs
+
+
+@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("rows", [PADDED, EVEN, ALONE], ids=["padded", "even", "alone"])
+@pytest.mark.parametrize("layers", ["upper", "all"])
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_states_and_gradients_are_those_of_the_models_own_modules(name: str, layers: str, rows: Any, faster: bool, counted: list[bool],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    if faster and not products.onednn_works():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(stack, "onednn_is_faster", lambda: faster)
+    adapter = trained(name, layers)
+    lower, batch, wanted = Lower(adapter), make_batch(rows, adapter.base.device), outward(adapter)
+    for _ in range(3):
+        run(adapter, lower, batch, wanted)
+    assert counted.count(True) >= 2, "once the layers below have been run"
+    for parameter in wanted:  # nothing that was kept hangs on the weights
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    for matrix in adapter.layers().values():
+        matrix.lora_A["default"].weight.data += 0.1
+    run(adapter, lower, batch, wanted)
+    lower.forget(batch)
+    assert not lower._packed and not lower._states
+
+
+def test_states_below_are_kept_once(counted: list[bool]) -> None:
+    adapter = trained("qwen3")
+    lower, batch = Lower(adapter), make_batch(PADDED, adapter.base.device)
+    with torch.no_grad():
+        lower.states(batch)
+        lower.states(batch)
+    assert counted and not lower._states and list(lower._packed) == [id(batch)]
+    packed = lower._packed[id(batch)][1]
+    assert len(packed.states) == int(batch.mask.sum()) < batch.ids.numel()
+
+
+def test_it_steps_aside_where_something_looks_on_or_something_else_learns(counted: list[bool]) -> None:
+    adapter = trained("qwen3")
+    lower, batch, wanted = Lower(adapter), make_batch(PADDED, adapter.base.device), outward(adapter)
+    run(adapter, lower, batch, wanted)
+    run(adapter, lower, batch, wanted)
+    layer = next(iter(adapter.layers().values()))
+    counted.clear()
+    seen: list[torch.Size] = []
+    handle = layer.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    run(adapter, lower, batch, wanted)
+    handle.remove()
+    assert seen and not counted
+    run(adapter, lower, batch, adapter.parameters())  # A learns too
+    assert counted == [False], "where no gradient is wanted it makes no difference"
+    counted.clear()
+    outward(adapter)
+    with adapter.off(), torch.no_grad():
+        expected = completion_logits(adapter.base, batch)
+        assert torch.allclose(lower.logits(batch), expected, atol=1e-5 * float(expected.abs().max())) and not counted
+    outward(adapter)  # switched on again, all of it learns
+    lower.again.every = True
+    run(adapter, lower, batch, wanted)
+    assert not counted
+    lower.again.every, lower.again.room = False, 1
+    run(adapter, lower, batch, wanted)
+    assert counted == [False], "there is no room for what a backward pass needs"
+    lower.again.room = 2**20
+    run(adapter, lower, batch, wanted)
+    assert True in counted
+
+
+def test_a_stack_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = trained("qwen3")
+    monkeypatch.setattr(stack, "_turn", lambda x, cos, sin: x)
+    lower, batch, wanted = Lower(adapter), make_batch(PADDED, adapter.base.device), outward(adapter)
+    for _ in range(3):
+        run(adapter, lower, batch, wanted)
+    assert not lower._stack.works
+
+
+@pytest.mark.parametrize("odd", ["mistral", "gpt2", "half", "apart", "part", "act", "mark", "scale"])
+def test_other_models_and_adapters_are_left_to_their_own_modules(odd: str) -> None:
+    if odd in ("mistral", "gpt2"):
+        adapter = Adapter.fresh(ARCHITECTURES[odd](), Settings(), odd)
+    else:
+        model = qwen3().eval()
+        if odd != "apart":  # weights that do not lie side by side
+            lay_out(model)
+        if odd == "act":
+            model.model.layers[2].mlp.act_fn = torch.nn.GELU()
+        adapter = Adapter.fresh(model.bfloat16() if odd == "half" else model, Settings(), odd, mark=(5,) if odd == "mark" else ())
+        if odd == "part":
+            mlp = model.model.layers[3].mlp
+            mlp.up_proj = mlp.up_proj.base_layer
+        if odd == "scale":
+            model.model.layers[3].self_attn.k_proj.scaling["default"] *= 2
+    assert not stack.Stack(adapter, list(adapter.base.model.layers)[2:] if odd != "gpt2" else list(adapter.base.transformer.h)).works
+
+
+def test_no_more_is_kept_than_it_says() -> None:
+    adapter = trained("qwen3", "all")
+    lower, batch = Lower(adapter), make_batch(PADDED * 5, adapter.base.device)
+    packed = lower._stack.pack(batch, None)
+    kept: list[Any] = []
+    lower._stack._run(packed, kept)
+    storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for entry in kept
+                for part in (entry if isinstance(entry, tuple) else (entry,)) for part in (part if isinstance(part, list) else [part])}
+    matrices = 4 * sum(parameter.numel() for parameter in adapter.parameters())
+    assert 0.6 * lower._stack.kept(packed) < sum(storages.values()) - matrices <= lower._stack.kept(packed) * batch.ids.numel() / len(packed.states)
+
+
+def test_what_was_kept_is_used_once() -> None:
+    adapter = trained("qwen3")
+    lower, batch, wanted = Lower(adapter), make_batch(EVEN, adapter.base.device), outward(adapter)
+    run(adapter, lower, batch, wanted)
+    states = lower.states(batch)
+    torch.autograd.grad(states.sum(), wanted, retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(states.sum(), wanted)

@@ -1,14 +1,19 @@
-"""How many threads a model on the CPU is worth."""
+"""How many threads a model on the CPU is worth, and work that several of them do side by side."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, partial
+from itertools import count
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 SMALL = 30_000_000  # parameters below which a second thread waits longer for the first than it works
+MOST = 4            # pieces of work of a small model side by side: between its products they take turns
 
 
 def choose_threads(model: Any, environment: Mapping[str, str] = os.environ) -> None:
@@ -17,6 +22,57 @@ def choose_threads(model: Any, environment: Mapping[str, str] = os.environ) -> N
     Waiting OpenMP threads spin: beside another busy process two of them took a training of the demo model from 10 s to minutes,
     while alone on the machine one thread is no slower.
     """
-    size = sum(parameter.numel() for parameter in model.parameters())
-    if model.device.type == "cpu" and size < SMALL and "OMP_NUM_THREADS" not in environment:
+    if _is_small(model) and "OMP_NUM_THREADS" not in environment:
         torch.set_num_threads(1)
+
+
+def workers(model: Any, environment: Mapping[str, str] = os.environ) -> int:
+    """How many pieces of a small model's work may go side by side, each on one thread: as many as there are cores, unless OMP_NUM_THREADS is set.
+
+    Other than OpenMP's they wait for each other only at their end, and asleep: beside another busy process they are no slower than one.
+    """
+    if not _is_small(model) or "OMP_NUM_THREADS" in environment or torch.get_num_threads() > 1:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST)
+
+
+def side_by_side(work: Sequence[Callable[[], T]], most: int) -> list[T]:
+    """What each piece of work gives, in their order, at most `most` at a time. Where one fails no more are begun, and its error is raised.
+
+    A piece must not touch what another does. Gradients are computed in all where they are here.
+    """
+    if most <= 1 or len(work) <= 1:
+        return [piece() for piece in work]
+    turn, found = count(), [None] * len(work)
+    learns, over = torch.is_grad_enabled(), False
+
+    def take() -> None:
+        nonlocal over
+        try:
+            with torch.set_grad_enabled(learns):
+                while (number := next(turn)) < len(work) and not over:  # next() of a count is one operation
+                    found[number] = work[number]()  # type: ignore[call-overload]
+        except:
+            over = True
+            raise
+
+    others = [_pool().submit(take) for _ in range(min(most, len(work), MOST) - 1)]
+    try:
+        take()
+    finally:  # an interrupt may come between two pieces, too: nobody goes on behind the caller's back
+        over = True
+        wait(others)
+    for other in others:
+        other.result()
+    return found  # type: ignore[return-value]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that are there until the process ends, each of which computes alone."""
+    return ThreadPoolExecutor(MOST - 1, "lawf-beside", partial(torch.set_num_threads, 1))
+
+
+def _is_small(model: Any) -> bool:
+    return bool(model.device.type == "cpu") and sum(parameter.numel() for parameter in model.parameters()) < SMALL

@@ -38,35 +38,33 @@ class Moments:
         self._output: dict[str, tuple[float, int]] = {}    # sum of squared outputs, rows
         self._inverses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
 
+    def draw(self, mask: torch.Tensor) -> torch.Tensor:
+        """Which rows (B T,) of a batch with this mask (B, T) are looked at."""
+        real = mask.reshape(-1).bool()
+        return real & (torch.rand(len(real), generator=self._draw) < self._share).to(real.device)
+
+    def add(self, sample: Sample) -> None:
+        """What a forward of the base has shown."""
+        for path, source in sample.source.items():
+            self._source.setdefault(path, source)
+        for path, rows in sample.inputs.items():
+            if self._source[path] == path:
+                self._inputs.setdefault(path, []).append(rows)
+        for path, (more, seen) in sample.output.items():
+            total, count = self._output.get(path, (0.0, 0))
+            self._output[path] = total + more, count + seen
+
+    def sample(self, rows: torch.Tensor) -> Sample:
+        """Where the forward of a batch can be noted, of which these `rows` (n,), True or False, are looked at."""
+        return Sample(rows, self._layers)
+
     @contextmanager
     def reading(self, mask: torch.Tensor) -> Iterator[None]:
         """Inside, one forward over a batch with this mask (B, T) is watched."""
-        real = mask.reshape(-1).bool()
-        chosen = real & (torch.rand(len(real), generator=self._draw) < self._share).to(real.device)
-        last: list[tuple[str, torch.Tensor]] = []  # the latest layer with an input of its own: q, k and v come one behind the other
-
-        def hook(path: str) -> Callable[..., None]:
-            def watch(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-                x = inputs[0]
-                if not last or last[0][1] is not x:
-                    last[:] = [(path, x)]
-                source = last[0][0]
-                rows = x.detach().reshape(-1, x.shape[-1])
-                here = chosen if len(rows) == len(chosen) else torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-                if source == path and self._source.setdefault(path, path) == path:
-                    self._inputs.setdefault(path, []).append(rows[here])
-                self._source.setdefault(path, source)
-                flat = output.detach().reshape(len(rows), -1)[here].float()
-                total, count = self._output.get(path, (0.0, 0))
-                self._output[path] = (total + float(flat.square().sum()), count + len(flat))
-            return watch
-
-        handles = [layer.register_forward_hook(hook(path)) for path, layer in self._layers.items()]
-        try:
+        sample = self.sample(self.draw(mask))
+        with sample.watching():
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        self.add(sample)
 
     def size(self, path: str) -> float:
         """Root mean square length of a layer's output, 1 where nothing was seen."""
@@ -88,6 +86,47 @@ class Moments:
         if source not in self._inverses:
             self._inverses[source] = inverse(torch.cat(self._inputs.pop(source)).float()) if source in self._inputs else lambda rows: rows
         return self._inverses[source](rows)
+
+
+class Sample:
+    """What one forward showed of the layers: some of their inputs, and how large their outputs are."""
+
+    def __init__(self, rows: torch.Tensor, layers: dict[str, Any]) -> None:
+        """`rows` (n,) of the `layers`, by their names, are looked at."""
+        self._rows, self._layers = rows, layers
+        self._paths = {id(layer): path for path, layer in layers.items()}
+        self._last: tuple[str, torch.Tensor] | None = None  # the latest layer with an input of its own: q, k and v come one behind the other
+        self.source: dict[str, str] = {}
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.output: dict[str, tuple[float, int]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, a forward is noted as it comes by."""
+        handles = [layer.register_forward_hook(lambda module, inputs, output: self.see(module, inputs[0], output)) for layer in self._layers.values()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last = None
+
+    def only(self, places: torch.Tensor) -> None:
+        """From here on it is shown these of the rows alone."""
+        self._rows = self._rows[places]
+
+    def see(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> None:
+        """A layer's inputs (..., d) and outputs."""
+        path = self._paths[id(module)]
+        if self._last is None or self._last[1] is not x:
+            self._last = path, x
+        self.source[path] = source = self._last[0]
+        rows = x.detach().reshape(-1, x.shape[-1])
+        here = self._rows if len(rows) == len(self._rows) else torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        if source == path:
+            self.inputs[path] = rows[here]
+        flat = output.detach().reshape(len(rows), -1)[here].float()
+        self.output[path] = float(flat.square().sum()), len(flat)
 
 
 def samples(adapter: Adapter) -> int:

@@ -15,6 +15,7 @@ import torch
 from transformers.utils.generic import ModelOutput
 
 from lawf_repl.engine.cache import uncached
+from lawf_repl.engine.layout import is_plain
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, completion_logits, forward
 
@@ -33,6 +34,8 @@ class Head:
         # a LoRA on the head itself makes its logits hang on more than the states
         self._decoder: Any = decoder if separate and _inside(adapter, decoder) else None
         self._answer: Callable[..., Any] = ModelOutput
+        # of a plain decoder it is one module, which can be called by several threads at once
+        self.alone: Any = self._model.get_output_embeddings() if self._decoder is not None and is_plain(self._model) else None
         self.vocabulary = self._try()  # V
 
     @property
@@ -62,6 +65,9 @@ class Head:
         """Logits (n, V) of states (n, H)."""
         if self._decoder is None:
             return states
+        if self.alone is not None:
+            out: torch.Tensor = self.alone(states)
+            return out
         ids = torch.zeros(1, len(states), dtype=torch.long, device=self._model.device)
         with replaced([(self._decoder, lambda *given, **more: self._answer(last_hidden_state=states[None]))]):
             logits: torch.Tensor = self._model(input_ids=ids, **uncached(self._model)).logits[0]
@@ -80,7 +86,7 @@ class Head:
             except NOT_APART:
                 good = False
             if not good:
-                self._decoder = None
+                self._decoder = self.alone = None
         return int(whole.shape[-1])
 
 

@@ -8,8 +8,9 @@ model; where the states come out otherwise (layers that hand on more than hidden
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import torch
 from lawf_repl.engine.memory import beside_weights, is_full
 from lawf_repl.learn.adapter import Adapter, layers_above, layers_below
 from lawf_repl.learn.again import Again
+from lawf_repl.learn.basis import Sample
 from lawf_repl.learn.batch import Batch, starts_of
 from lawf_repl.learn.behind import behind, can_be_cut, nbytes
 from lawf_repl.learn.elementwise import Elementwise
@@ -44,7 +46,7 @@ class Lower:
         self._last_tried = False
         self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
         self.again = Again(self._above, room_of(adapter.base.device, adapter.base))
-        self._stack = Stack(adapter, self._above)
+        self._stack, self._below = Stack(adapter, self._above), Stack(adapter, self._layers)
         self._stack_tried = False
         self._packed: dict[int, tuple[Batch, Packed]] = {}  # as _states, which it takes the place of
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
@@ -95,30 +97,47 @@ class Lower:
             with self._last.narrowed(batch):
                 return self._states_of(batch, kept)
 
+    def read(self, batch: Batch, sample: Sample | None = None) -> torch.Tensor:
+        """As `states`, without gradients; what the layers with a LoRA are given is noted in `sample`, and must be what the base gives them."""
+        if sample is None:
+            return self.states(batch)
+        with torch.no_grad():
+            packed = self._pack(batch)
+            if packed is None:
+                with sample.watching():
+                    return self.states(batch, whole=True)
+            if packed.places is not None:
+                sample.only(packed.places)
+            return self._stack.watched(packed, sample.see)
+
+    def apart(self, batches: Sequence[Batch]) -> bool:
+        """Whether `states` and `read` of these batches, and the head behind them, can be run by several threads at once."""
+        if self.head.alone is None or not batches or self._pack(batches[0]) is None:
+            return False
+        return not torch.is_grad_enabled() or self._stack.kept(sum(int(batch.mask.sum()) for batch in batches)) <= self.again.room
+
     def _pack(self, batch: Batch) -> Packed | None:
         """The batch as the stack takes it; None where that is not to be run, or there is no room for what it keeps."""
-        if not self._stack.works or self.again.every or not self._tried:
+        if not self._stack.works or self.again.every or (self._layers and not self._below.works):
             return None
         if id(batch) not in self._packed:
-            if self._layers and id(batch) not in self._states:
-                return None  # the layers below are yet to be run
-            hidden = self._states[id(batch)][1] if self._layers else None
-            if isinstance(hidden, tuple):
-                return None
-            packed = self._stack.pack(batch, hidden)
+            packed = self._stack.pack(batch)
+            if self._layers:
+                with torch.no_grad():
+                    packed = replace(packed, states=self._below.states(packed))
             if not self._stack_tried:
                 self._try_stack(batch, packed)
                 return self._pack(batch)
             self._packed[id(batch)] = batch, packed
             self._states.pop(id(batch), None)
         packed = self._packed[id(batch)][1]
-        return packed if not torch.is_grad_enabled() or self._stack.kept(packed) <= self.again.room else None
+        return packed if not torch.is_grad_enabled() or self._stack.kept(len(packed.states)) <= self.again.room else None
 
     @torch.no_grad()
     def _try_stack(self, batch: Batch, packed: Packed) -> None:
         """See on this batch that the stack gives what the layers do; where it does not, it is not used."""
         self._stack_tried = True
-        expected = self._states_of(batch)
+        expected = self.head.states(batch)
         if not torch.allclose(self._stack.states(packed), expected, rtol=0, atol=CLOSE * float(expected.std()), equal_nan=True):
             self._stack.layers.clear()
 

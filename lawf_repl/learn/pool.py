@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 
+from lawf_repl.engine.threads import side_by_side, workers
 from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.basis import Moments
+from lawf_repl.learn.basis import Moments, Sample
 from lawf_repl.learn.batch import Batch, Pair, make_batch
 from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.reference import Reference, compare
@@ -41,24 +43,42 @@ class Pool:
         self.tokens = sum(len(answer) for _, answer in self.pairs)
         self._batches = [make_batch(part, self._model.device) for part in parts]
         self._place = [(number, row) for number, part in enumerate(parts) for row in range(len(part))]
-        self._references: list[Reference] = []
-        left = KEPT_BYTES
+        self._most = workers(adapter.base)
         with adapter.off(), torch.no_grad():
-            for batch in self._batches:
-                seen, _ = lower.seen(batch)
-                with moments.reading(lower.acting(seen)) if moments else nullcontext():
-                    states = lower.states(seen, whole=moments is not None)
-                left -= 4 * len(states) * lower.head.vocabulary
-                self._references.append(Reference.of(lower.head, states, left >= 0))
+            self._references = self._read(moments)
+
+    def _read(self, moments: Moments | None) -> list[Reference]:
+        """The base's distributions, and the layers' inputs for `moments`."""
+        lower, left = self._lower, KEPT_BYTES
+        samples: list[Sample] = []
+
+        def read(batch: Batch, sample: Sample | None, whole: bool) -> Reference:
+            seen, _ = lower.seen(batch)
+            if moments is not None and sample is None:
+                samples.append(sample := moments.sample(moments.draw(lower.acting(seen))))
+            return Reference.of(lower.head, lower.read(seen, sample), whole)
+
+        work = []
+        apart = lower.apart(self._batches)
+        for batch in self._batches:
+            left -= 4 * len(batch.targets) * lower.head.vocabulary
+            if apart and moments is not None:  # in their order, whoever comes first
+                samples.append(moments.sample(moments.draw(lower.acting(batch))))
+            work.append(partial(read, batch, samples[-1] if apart and moments is not None else None, left >= 0))
+        found = side_by_side(work, self._most if apart else 1)
+        for sample in samples:
+            cast(Moments, moments).add(sample)
+        return found
 
     @torch.no_grad()
     def moved(self) -> list[float]:
         """KL(base || adapted) of each answer, summed over its tokens, in nats; in the order of `pairs`."""
-        out: list[float] = []
-        for batch, reference in zip(self._batches, self._references, strict=True):
-            kl = compare(self._lower.head, self._lower.states(batch), reference).kl
-            out += [float(row.sum()) for row in batch.split(kl)]
-        return out
+        def look(batch: Batch, reference: Reference) -> torch.Tensor:
+            return compare(self._lower.head, self._lower.states(batch), reference).kl
+
+        work = [partial(look, batch, reference) for batch, reference in zip(self._batches, self._references, strict=True)]
+        found = side_by_side(work, self._most if self._lower.apart(self._batches) else 1)
+        return [float(row.sum()) for batch, kl in zip(self._batches, found, strict=True) for row in batch.split(kl)]
 
     def drift(self) -> float | None:
         """Mean KL per token, in nats; None for an empty pool."""

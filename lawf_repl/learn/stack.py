@@ -9,7 +9,7 @@ What is computed is what the model's own modules say; whether it comes out the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,10 @@ class Packed:
 
 
 class Stack:
-    """Some of the last layers of a decoder, with the norm behind them. `works` says whether the model is one that this is for."""
+    """Layers of a decoder that follow each other, with the norm behind the last of all. `works` says whether the model is one that this is for.
+
+    Several batches may be run at the same time, each in a thread of its own.
+    """
 
     def __init__(self, adapter: Adapter, layers: Sequence[Any]) -> None:
         model = adapter.base
@@ -50,10 +53,12 @@ class Stack:
             found = [_Layer(layer) for layer in layers]
         except _Otherwise:
             return
-        if list(layers) != list(decoder.layers)[-len(layers):] or any(parameter.dtype != torch.float32 for parameter in decoder.parameters()):
+        numbers = [number for number, layer in enumerate(decoder.layers) if any(layer is one for one in layers)]
+        if len(numbers) != len(layers) or numbers != list(range(numbers[0], numbers[0] + len(layers))) \
+                or any(parameter.dtype != torch.float32 for parameter in decoder.parameters()):
             return
         self.layers, self._decoder = found, decoder
-        self._norm = _Norm(decoder.norm)
+        self._norm = _Norm(decoder.norm) if layers[-1] is decoder.layers[-1] else None
         self._groups = [group for layer in found for group in layer.groups]
         self._width = found[0].width
 
@@ -62,12 +67,12 @@ class Stack:
         """Whether it may be run as the modules are now: nothing looks on, and of the LoRAs B alone learns, or nothing does."""
         return bool(self.layers) and all(group.works() for group in self._groups)
 
-    def kept(self, packed: Packed) -> int:
-        """Bytes that are kept for the backward pass."""
-        return int(4 * len(packed.states) * sum(layer.kept for layer in self.layers))
+    def kept(self, tokens: int) -> int:
+        """Bytes that are kept for the backward pass of a batch of so many."""
+        return int(4 * tokens * sum(layer.kept for layer in self.layers))
 
-    def pack(self, batch: Batch, states: torch.Tensor | None) -> Packed:
-        """A batch from the states (B, T, H) that its lowest layer is given; None for its embeddings."""
+    def pack(self, batch: Batch) -> Packed:
+        """A batch with the embeddings of its tokens for states."""
         real = batch.mask.bool().reshape(-1)
         places = None if bool(real.all()) else real.nonzero()[:, 0]
         B, T = batch.ids.shape
@@ -76,34 +81,44 @@ class Stack:
         if places is not None:
             ids, columns = ids[places], columns[places]
             chosen = (real.cumsum(0) - 1)[chosen]
-        if states is None:
-            flat = F.embedding(ids, self._decoder.embed_tokens.weight)
-        else:
-            flat = states.reshape(-1, states.shape[-1])
-            flat = flat if places is None else flat[places]
+        flat = F.embedding(ids, self._decoder.embed_tokens.weight).detach()
         cos, sin = self._decoder.rotary_emb(flat[None], columns[None])  # (1, P, D)
         half = cos.shape[-1] // 2
-        return Packed(flat.detach(), places, chosen, cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), -1), (B, T))
+        return Packed(flat, places, chosen, cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), -1), (B, T))
 
     def states(self, packed: Packed) -> torch.Tensor:
-        """Final hidden states (N, H) of the chosen tokens, with a gradient for every B where gradients are computed."""
+        """Final hidden states (N, H) of the chosen tokens, with a gradient for every B where gradients are computed.
+
+        Where the last layer is not the last of all, what it makes of every token (P, H).
+        """
         if not torch.is_grad_enabled():
             return self._run(packed, None)
         out: torch.Tensor = _Whole.apply(self, packed, *(b for group in self._groups for b in group.outward()))  # type: ignore[no-untyped-call]
         return out
 
-    def _run(self, packed: Packed, kept: list[Any] | None) -> torch.Tensor:
-        x, last = packed.states, self.layers[-1]
+    @torch.no_grad()
+    def watched(self, packed: Packed, see: Seen) -> torch.Tensor:
+        """As `states`, without gradients; each module with a LoRA is shown to `see`, with its inputs and what it makes of them, of every token."""
         for layer in self.layers:
-            x = layer(x, packed, kept, packed.chosen if layer is last else None)
-        return self._norm(x, kept)
+            packed = replace(packed, states=layer(packed.states, packed, see=see))
+        return packed.states if self._norm is None else self._norm(packed.states[packed.chosen], None)
+
+    def _run(self, packed: Packed, kept: list[Any] | None) -> torch.Tensor:
+        x = packed.states
+        for layer in self.layers:
+            x = layer(x, packed, kept, self._chosen(layer, packed))
+        return x if self._norm is None else self._norm(x, kept)
+
+    def _chosen(self, layer: _Layer, packed: Packed) -> torch.Tensor | None:
+        """Tokens of which a layer's answer is wanted; None for all."""
+        return packed.chosen if self._norm is not None and layer is self.layers[-1] else None
 
     def _back(self, slope: torch.Tensor, packed: Packed, kept: list[Any]) -> Gradients:
         found: Gradients = []
-        slope = self._norm.back(slope, kept)
+        slope = slope if self._norm is None else self._norm.back(slope, kept)
         for layer in reversed(self.layers):
             own: Gradients = []
-            below = layer.back(slope, packed, kept, packed.chosen if layer is self.layers[-1] else None, layer is self.layers[0], own)
+            below = layer.back(slope, packed, kept, self._chosen(layer, packed), layer is self.layers[0], own)
             found[:0] = own
             if below is not None:
                 slope = below
@@ -136,6 +151,8 @@ class _Layer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
+        if any("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
+            raise _Otherwise
         self.width: int = attention.head_dim
         self._scale: float = attention.scaling
         self._project = _Group(attention.q_proj, attention.k_proj, attention.v_proj)
@@ -153,10 +170,11 @@ class _Layer:
         wide, hidden = (self._heads + 2 * self._values) * self.width, int(layer.input_layernorm.weight.shape[0])
         self.kept = 2 * hidden + 2 * wide + 2 * self._heads * self.width + 3 * self._inner  # numbers of a token
 
-    def __call__(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None, chosen: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None = None, chosen: torch.Tensor | None = None,
+                 see: Seen | None = None) -> torch.Tensor:
         """What the layer makes of x (P, H), of the `chosen` tokens alone where they are given (N, H)."""
         values = self._values * self.width
-        made = self._project(self._norm(x, kept), kept)  # (P, O)
+        made = self._project(self._norm(x, kept), kept, see)  # (P, O)
         turned = made[:, :-values].unflatten(-1, (-1, self.width))  # queries and keys (P, heads + groups, D)
         if self._head_norm is not None:
             turned = self._head_norm(turned, kept)
@@ -164,12 +182,12 @@ class _Layer:
         seen = self._attend(torch.cat((turned.flatten(1), made[:, -values:]), 1), packed, kept)  # (P, heads D)
         if chosen is not None:
             seen, x = seen[chosen], x[chosen]
-        x = self._give(seen, kept).add_(x)
-        wide = self._widen(self._behind(x, kept), kept)
+        x = self._give(seen, kept, see).add_(x)
+        wide = self._widen(self._behind(x, kept), kept, see)
         gate, up = wide[:, :self._inner], wide[:, self._inner:]
         if kept is not None:
             kept.append(wide)
-        return self._narrow(F.silu(gate).mul_(up), kept).add_(x)
+        return self._narrow(F.silu(gate).mul_(up), kept, see).add_(x)
 
     def back(self, slope: torch.Tensor, packed: Packed, kept: list[Any], chosen: torch.Tensor | None, lowest: bool,
              found: Gradients) -> torch.Tensor | None:
@@ -289,26 +307,39 @@ class _Group:
         for module in self._watched:
             if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
                 return False
-        return not any(module.disable_adapters or module.merged for module in self._modules if self._loras) \
-            and not (torch.is_grad_enabled() and any(a.weight.requires_grad for a, _ in self._loras))
+        if any(module.merged for module in self._modules if self._loras):
+            return False
+        return not torch.is_grad_enabled() or not (self._off or any(a.weight.requires_grad for a, _ in self._loras))
+
+    @property
+    def _off(self) -> bool:
+        """Whether the adapter is: that is all of it, at any one time."""
+        return bool(self._loras) and bool(self._modules[0].disable_adapters)
 
     def outward(self) -> list[torch.Tensor]:
         """The matrix B (O, r) of each layer."""
         return [b.weight for _, b in self._loras]
 
-    def __call__(self, x: torch.Tensor, kept: list[Any] | None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, kept: list[Any] | None, see: Seen | None = None) -> torch.Tensor:
         y = _times(x, self._weight)
         if self._bias is not None:
             y += self._bias
-        if not self._loras:
-            return y
+        if self._loras and not self._off:
+            self._adapt(x, y, kept)
+        if self._loras and see is not None:
+            for module, own in zip(self._modules, y.split_with_sizes(self._sizes, 1), strict=True):
+                see(module, x, own)
+        return y
+
+    def _adapt(self, x: torch.Tensor, y: torch.Tensor, kept: list[Any] | None) -> None:
+        """Add to y what the LoRAs make of x."""
         # The few rows come first in each of these products: the other way round MKL takes up to six times as long.
         a = self._inward()  # (all r, I)
         b = torch.block_diag(*(one.weight.detach().t() for _, one in self._loras))  # (all r, O)
         inner = a @ x.t()  # (all r, P)
         if kept is not None:
             kept.append((a, b, inner))
-        return y.addmm_(inner.t(), b, alpha=self._scale)
+        y.addmm_(inner.t(), b, alpha=self._scale)
 
     def back(self, slope: torch.Tensor, kept: list[Any], found: Gradients, below: bool = True) -> torch.Tensor:
         """The gradient (P, I) for x from that for y (P, O), unless nothing `below` wants it; those of every B are put in front of `found`."""

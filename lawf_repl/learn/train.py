@@ -11,12 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from lawf_repl.config import Settings
 from lawf_repl.engine.memory import give_back, memory_guard
+from lawf_repl.engine.threads import side_by_side, workers
 from lawf_repl.learn.adapter import Adapter, Weights
 from lawf_repl.learn.basis import aim, penalty
 from lawf_repl.learn.batch import Pair, make_batch
@@ -34,7 +36,8 @@ ITERATIONS = 20       # of one round, once everything holds
 STILL = 1e-3          # an iteration that lowers the objective by less, in nats, has arrived where everything holds;
 PATIENCE = 5          # where something does not, that many in a row: the first steps are short
 MOST, AT_MOST = 8, 64  # answers that a round adds to the objective for each case, and for all: thirty cases move more than one does
-ROWS = 16             # held answers in one backward pass
+ROWS = 16             # held answers in one backward pass,
+FEW = 3               # and as few where several passes can go side by side
 LOOKS = 3             # times as long as a look at the drift took, until the next
 BISECTIONS = 8        # halvings of the scale's interval in cut_back: to 1/256 of it
 
@@ -88,6 +91,7 @@ class Loop:
             prepared.lower.in_room(self.aim)
             prepared.moments.forget()
         give_back()
+        self.most = workers(adapter.base)
         self.start = [parameter.detach().clone() for parameter in self.trained]
         self.cases = len(prepared.batch.lengths)
         self.active: list[int] = []
@@ -195,21 +199,34 @@ class Loop:
         ready = self.prepared
         for gone in [*self.held, *([] if self.together is None else [self.together])]:
             ready.lower.forget(gone.batch)
-        self.held, self.together = ready.pool.members(self.active, ROWS), None
+        rows = ROWS if self.most == 1 else min(ROWS, max(FEW, math.ceil(len(self.active) / self.most)))
+        self.held, self.together = ready.pool.members(self.active, rows), None
         if self.held and len(ready.pairs) <= ROWS and ready.pool.fits(pairs := (*ready.pairs, *self.held[0].pairs)):
             self.together = Held(pairs, make_batch(pairs, ready.batch.ids.device), Reference.joined([ready.reference, self.held[0].reference]))
 
     def _evaluate(self) -> tuple[float, Sequence[torch.Tensor], Reading]:
         """The objective where the weights stand, its gradients, and where the anchors stand."""
         ready = self.prepared
-        # Summed, not averaged: in a long answer an anchor weighs as much as in a short one.
-        standing = stand(ready, self.anchor_losses, self.together)
-        total, gradients = standing.found.loss, self._behind(standing.states, standing.found.slope)
-        for held in self.held if self.together is None else self.held[1:]:
+        rest = self.held if self.together is None else self.held[1:]
+        standing = None
+
+        def cases() -> tuple[float, list[torch.Tensor]]:
+            nonlocal standing
+            standing = stand(ready, self.anchor_losses, self.together)
+            return standing.found.loss, self._behind(standing.states, standing.found.slope)
+
+        def kept(held: Held) -> tuple[float, list[torch.Tensor]]:
             states = ready.lower.states(held.batch)
             found = compare(ready.lower.head, states, held.reference, slope=True)
-            total += found.loss
-            gradients = [known + more for known, more in zip(gradients, self._behind(states, found.slope), strict=True)]
+            return found.loss, self._behind(states, found.slope)
+
+        apart = self.most > 1 and bool(rest) and ready.lower.apart([(self.together or ready).batch, *(held.batch for held in rest)])
+        work: list[Callable[[], tuple[float, list[torch.Tensor]]]] = [cases, *(partial(kept, held) for held in rest)]
+        parts = side_by_side(work, self.most if apart else 1)
+        # Summed, not averaged: in a long answer an anchor weighs as much as in a short one.
+        total = math.fsum(loss for loss, _ in parts)
+        gradients = [torch.stack(some).sum(0) if len(some) > 1 else some[0] for some in zip(*(found for _, found in parts), strict=True)]
+        assert standing is not None
         if self.pull:
             pulled, slopes = penalty(self.trained, self.start, self.pull)
             total += pulled

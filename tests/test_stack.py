@@ -185,7 +185,7 @@ def test_other_models_and_adapters_are_left_to_their_own_modules(odd: str) -> No
             mlp.up_proj = mlp.up_proj.base_layer
         if odd == "scale":
             model.model.layers[3].self_attn.k_proj.scaling["default"] *= 2
-    assert not stack.Stack(adapter, list(adapter.base.model.layers)[2:] if odd != "gpt2" else list(adapter.base.transformer.h)).works
+    assert not stack.Stack(adapter.base, list(adapter.base.model.layers)[2:] if odd != "gpt2" else list(adapter.base.transformer.h)).works
 
 
 def test_no_more_is_kept_than_it_says() -> None:

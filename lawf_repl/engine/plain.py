@@ -21,6 +21,8 @@ from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.engine.single import SingleLayer, can_be_single, vector_norm
 
 Step = Callable[[torch.Tensor], torch.Tensor]
+Attend = Callable[[RoomyLayer, torch.Tensor, torch.Tensor, int, float], torch.Tensor]  # its cache, queries and keys (n, heads + groups, D), values
+#                                                                (n, groups, D), heads, the scale: to what each token sees (n, heads D)
 FEW = 16  # tokens; from there on the ceremony costs nothing
 
 
@@ -55,7 +57,7 @@ class PlainSteps:
         """Final hidden states (n, H) of `ids` (n, few) behind what is in `cache`, which has them then too; `head` makes logits (n, V) of them."""
         layers = cast(list[RoomyLayer], cache.layers)
         start, n = layers[0].get_seq_length(), len(ids)
-        weight, width = self._embedding, self._width
+        weight = self._embedding
         cos, sin = self._angles(start, n)
         if n == 1 and self._single:
             x, cos, sin = weight[ids[0]], cos[0], sin[0]
@@ -65,17 +67,34 @@ class PlainSteps:
         # every new token sees the cached ones and the new ones up to itself
         mask = torch.ones(n, start + n, dtype=torch.bool, device=weight.device).tril(start) if n > 1 else None
         x = weight[ids[0]][None] if n == 1 else F.embedding(torch.tensor(ids, device=weight.device), weight)  # (n, H)
-        for (norm, project, q_norm, k_norm, scale, o_proj, behind, widen, act, down), layer in zip(
-                self._layers, layers, strict=True):
+
+        def attend(layer: RoomyLayer, both: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+            both = both.transpose(0, 1)[None]  # (1, heads + groups, n, D)
+            keys, values = layer.update(both[:, heads:], v.transpose(0, 1)[None])
+            seen = F.scaled_dot_product_attention(both[:, :heads], keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+            return seen[0].transpose(0, 1).reshape(n, -1)
+        return self._through(x, layers, cos, sin, attend)
+
+    def rows(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Final hidden states (B, H) of one more token `ids` (B,) behind each of the texts in `cache`, all of one length; it has them then too."""
+        layers = cast(list[RoomyLayer], cache.layers)
+        cos, sin = self._angles(layers[0].get_seq_length(), 1)
+
+        def attend(layer: RoomyLayer, both: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+            keys, values = layer.update(both[:, heads:, None], v[:, :, None])  # (B, groups, T, D)
+            return F.scaled_dot_product_attention(both[:, :heads, None], keys, values, scale=scale, enable_gqa=True).reshape(len(ids), -1)
+        return self._through(F.embedding(ids, self._embedding), layers, cos, sin, attend)
+
+    def _through(self, x: torch.Tensor, cached: Sequence[RoomyLayer], cos: torch.Tensor, sin: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Final hidden states (n, H) of tokens with embeddings x (n, H)."""
+        n, width = len(x), self._width
+        for (norm, project, q_norm, k_norm, scale, o_proj, behind, widen, act, down), layer in zip(self._layers, cached, strict=True):
             q, k, v = (part.reshape(n, -1, width) for part in project(norm(x)))  # (n, heads, D)
             if q_norm is not None and k_norm is not None:
                 q, k = q_norm(q), k_norm(k)
-            heads = q.shape[1]
             both = torch.cat((q, k), 1)
-            both = torch.addcmul(both * cos, both.roll(width // 2, -1), sin).transpose(0, 1)[None]  # rotary embedding (Su et al. 2021)
-            keys, values = layer.update(both[:, heads:], v.transpose(0, 1)[None])
-            seen = F.scaled_dot_product_attention(both[:, :heads], keys, values, attn_mask=mask, scale=scale, enable_gqa=True)  # (1, heads, n, D)
-            x = x + o_proj(seen[0].transpose(0, 1).reshape(n, -1))
+            both = torch.addcmul(both * cos, both.roll(width // 2, -1), sin)  # rotary embedding (Su et al. 2021)
+            x = x + o_proj(attend(layer, both, v, q.shape[1], scale))
             gate, up = widen(behind(x))
             x = x + down(act(gate) * up)
         return self._norm(x)

@@ -13,10 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from lawf_repl.engine.cache import CacheKind, cache_keyword, kept_logits, shared_length, uncached
+from lawf_repl.engine.layout import is_plain
 from lawf_repl.engine.memory import beside_weights, memory_guard
+from lawf_repl.engine.plain import PlainSteps
 from lawf_repl.engine.reach import behind_marks, reach_of
+from lawf_repl.engine.roomy import RoomyLayer
 
 Choose = Callable[[torch.Tensor, Sequence[int]], Sequence[int]]  # logits (n, V) of the rows at these indices to their next ids (n)
 Follow = Callable[[int, int], Sequence[int] | None]              # row and the id that it chose to the ids known behind it; None ends the row
@@ -60,6 +64,10 @@ def _write(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, foll
     keyword = cache_keyword(model) if kind.mode != "none" else None
     cache: dict[str, Any] = {"use_cache": True, keyword: None} if keyword else uncached(model)
     selects = kind.mode == "cut" and keyword is not None
+    steps = PlainSteps(model) if selects and is_plain(model) and reach_of(model) is None else None
+    if steps is not None and keyword is not None:
+        cache[keyword] = DynamicCache()
+        cache[keyword].layers = [RoomyLayer() for _ in model.model.layers]
     open_ = [row for row, text in enumerate(texts) if context is None or len(text) < context]
     reach = reach_of(model)
     starts = [reach.start(text) if reach is not None else 0 for text in texts]
@@ -84,20 +92,23 @@ def _write(model: Any, beginnings: Sequence[Sequence[int]], choose: Choose, foll
         # a row that has ended goes on unseen with whatever it ended with
         ids = torch.tensor([[texts[row][min(place, len(texts[row]) - 1)] for place in span] for row in leads], device=model.device)  # (B, n)
         with memory_guard("answering several prompts", "take fewer or shorter ones"):
-            if kind.positions:
-                cache["position_ids"] = torch.arange(since, far, device=model.device).expand(len(leads), -1)
-            with behind_marks(model, [starts[row] for row in leads], since, far):
-                out = model(input_ids=ids, **kept_logits(model, 1), **cache)
+            if steps is not None and len(span) == 1 and read and steps.stands():
+                last = steps.head(steps.rows(ids[:, 0], cache[str(keyword)]))
+            else:
+                if kind.positions:
+                    cache["position_ids"] = torch.arange(since, far, device=model.device).expand(len(leads), -1)
+                with behind_marks(model, [starts[row] for row in leads], since, far):
+                    out = model(input_ids=ids, **kept_logits(model, 1), **cache)
+                last = out.logits[:, -1]
+                if keyword:
+                    cache[keyword] = out[keyword]
         read = far
-        if keyword:
-            cache[keyword] = out[keyword]
         asking = [row for row in open_ if len(texts[row]) == read]
         if not asking:
             continue
         where = {row: number for number, rows in enumerate(members) for row in rows}
         here = [where[row] for row in asking]
-        logits = out.logits[:, -1]
-        chosen = choose(logits if here == list(range(len(leads))) else logits[torch.tensor(here, device=logits.device)], asking)
+        chosen = choose(last if here == list(range(len(leads))) else last[torch.tensor(here, device=last.device)], asking)
         for row, id_ in zip(asking, chosen, strict=True):
             texts[row].append(id_)
             known = follow(row, id_)

@@ -21,7 +21,8 @@ from lawf_repl.learn.adapter import Adapter
 SAMPLES = 1024    # input vectors kept of each layer at most,
 SHARE = 0.2       # and no more than take this share of the weights in all
 RIDGE = 0.01      # of C's mean eigenvalue, added to all: what the samples never showed is not free either
-EXTRA = 8         # directions beyond the rank that the randomised decomposition works with
+EXACT = 128       # tokens up to which the decomposition is exact,
+EXTRA = 8         # directions beyond the rank that the randomised one works with otherwise
 SLIGHT = 1e-6     # of the mean square of the anchors' inputs, in units of C, added to all: two of them may be the same
 
 
@@ -174,6 +175,7 @@ def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], se
     Rows are scaled by the size of the layer's output, so that an entry of B means the same relative change in every layer.
     """
     layers = adapter.layers()
+    ranks = {path: len(rows) for path, rows in adapter.directions().items()}
     taken: dict[str, torch.Tensor] = {}
 
     def hook(path: str) -> Callable[..., torch.Tensor]:
@@ -183,7 +185,7 @@ def aim(adapter: Adapter, moments: Moments, loss: Callable[[], torch.Tensor], se
 
             def gradient(x: torch.Tensor, delta: torch.Tensor) -> None:
                 x, delta = (whole.reshape(-1, whole.shape[-1])[rows] for whole in (x, delta))
-                found = directions(x, delta, moments, path, adapter.rank_of(path), seed)
+                found = directions(x, delta, moments, path, ranks[path], seed)
                 if found is not None:
                     taken[path] = found * moments.size(path)
             seen: torch.Tensor = _Watched.apply(output, inputs[0].detach(), gradient)  # type: ignore[no-untyped-call]
@@ -238,13 +240,22 @@ def directions(x: torch.Tensor, delta: torch.Tensor, moments: Moments, path: str
     product = left @ factor.float()
     if not bool(torch.isfinite(product).all()):
         return None
-    with torch.random.fork_rng(devices=[product.device] if product.is_cuda else []):
-        torch.manual_seed(seed)
-        _, _, right = torch.svd_lowrank(product, q=min(rank + EXTRA, *product.shape), niter=4)  # (T, q)
+    right = _right(product, rank, seed)  # (T, q)
     rows = torch.linalg.solve_triangular(factor.T, right[:, :rank].to(factor.dtype), upper=True).T.float() @ solved
     if not bool(torch.isfinite(rows).all()):
         return None
     return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])])
+
+
+def _right(matrix: torch.Tensor, rank: int, seed: int) -> torch.Tensor:
+    """The first right singular vectors (T, rank at least, T at most) of a matrix (O, T): exact where T is small, which is ten times as fast too."""
+    if matrix.shape[1] <= EXACT and matrix.device.type == "cpu":
+        found: torch.Tensor = torch.linalg.eigh(matrix.double().T @ matrix.double()).eigenvectors
+        return found.flip(1).float()
+    with torch.random.fork_rng(devices=[matrix.device] if matrix.is_cuda else []):
+        torch.manual_seed(seed)
+        _, _, right = torch.svd_lowrank(matrix, q=min(rank + EXTRA, *matrix.shape), niter=4)
+    return right
 
 
 @torch.no_grad()
@@ -253,5 +264,8 @@ def penalty(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tensor], w
 
     It is the mean squared relative change on the replay prompts, summed over layers.
     """
-    moved = [now - then for now, then in zip(parameters, start, strict=True)]
-    return float(weight * torch.stack([one.square().sum() for one in moved]).sum()), [one.mul_(2 * weight) for one in moved]
+    # As lists, in a few operations: there are dozens of small matrices.
+    moved: list[torch.Tensor] = list(torch._foreach_sub(list(parameters), list(start)))
+    length = torch.stack(torch._foreach_norm(moved)).square().sum()
+    torch._foreach_mul_(moved, 2 * weight)
+    return float(weight * length), moved

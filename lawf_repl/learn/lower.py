@@ -46,7 +46,7 @@ class Lower:
         self._last_tried = False
         self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
         self.again = Again(self._above, room_of(adapter.base.device, adapter.base))
-        self._stack, self._below = Stack(adapter, self._above), Stack(adapter, self._layers)
+        self._stack, self._below = Stack(adapter.base, self._above), Stack(adapter.base, self._layers)
         self._stack_tried = False
         self._packed: dict[int, tuple[Batch, Packed]] = {}  # as _states, which it takes the place of
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it

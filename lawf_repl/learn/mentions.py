@@ -7,14 +7,17 @@ nothing of it may change. So the tokens are put into prompts of other kinds, whe
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import shared_length
 from lawf_repl.engine.greedy import greedy_answers
-from lawf_repl.learn.batch import Pair, completion_logits, make_batch
+from lawf_repl.engine.threads import side_by_side
+from lawf_repl.learn.batch import Pair, make_batch
 from lawf_repl.learn.objective import finite_logprobs
+from lawf_repl.learn.stack import Reader
 from lawf_repl.records import Case
 
 ANCHORS = 2           # from which on what was rejected and chosen is brought up
@@ -85,23 +88,22 @@ def _phrases(engine: Engine, case: Case, singles: Iterable[int]) -> list[list[in
 
 def _likely(engine: Engine, prompts: Sequence[Sequence[int]], start: int, behind: int, first: torch.Tensor) -> list[torch.Tensor]:
     """p of each first token (places, phrases) at every place of each prompt's turn."""
-    out: list[torch.Tensor] = []
-    vocabulary = _vocabulary(engine)
-    part: list[Pair] = []
+    reader, vocabulary = Reader(engine.model), _vocabulary(engine)
+    turns: list[Pair] = [(prompt[:start], prompt[start:len(prompt) - behind]) for prompt in prompts]
+    room = min(LOOK_BYTES // (4 * vocabulary), -(-sum(len(turn) for _, turn in turns) // reader.most))  # tokens at a time, one prompt at least
+    parts: list[list[Pair]] = [[]]
+    for turn in turns:
+        if parts[-1] and sum(len(own) for _, own in parts[-1]) >= room:
+            parts.append([])
+        parts[-1].append(turn)
+    wanted = first.to(engine.device)
 
-    def look() -> None:
+    def look(part: list[Pair]) -> list[torch.Tensor]:
         batch = make_batch(part, engine.device)
-        logprobs = finite_logprobs(completion_logits(engine.model, batch))[:, first.to(engine.device)]
-        out.extend(row.exp().cpu() for row in batch.split(logprobs))
-        part.clear()
+        logits = reader.logits(batch).float()
+        return [row.exp().cpu() for row in batch.split(logits[:, wanted] - logits.logsumexp(-1, keepdim=True))]
 
-    for prompt in prompts:
-        part.append((prompt[:start], prompt[start:len(prompt) - behind]))
-        if sum(len(turn) for _, turn in part) * vocabulary * 4 > LOOK_BYTES:
-            look()
-    if part:
-        look()
-    return out
+    return [p for found in side_by_side([partial(look, part) for part in parts], reader.most) for p in found]
 
 
 def _as_far_as_likely(engine: Engine, begun: Sequence[tuple[list[int], list[int]]]) -> list[list[int]]:
@@ -109,7 +111,7 @@ def _as_far_as_likely(engine: Engine, begun: Sequence[tuple[list[int], list[int]
     if not begun:
         return []
     batch = make_batch(begun, engine.device)
-    p = finite_logprobs(completion_logits(engine.model, batch)).exp().gather(1, batch.targets[:, None])[:, 0]
+    p = finite_logprobs(Reader(engine.model).logits(batch)).exp().gather(1, batch.targets[:, None])[:, 0]
     out = []
     for (beginning, phrase), row in zip(begun, batch.split(p), strict=True):
         good = next((place for place, probable in enumerate(row.tolist()) if place and probable < LIKELY), len(phrase))

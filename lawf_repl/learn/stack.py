@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 from lawf_repl.engine.layout import is_plain, joint
 from lawf_repl.engine.products import FrozenLinear, by_onednn, onednn_is_faster
-from lawf_repl.learn.adapter import Adapter
-from lawf_repl.learn.batch import Batch
+from lawf_repl.engine.reach import reach_of
+from lawf_repl.engine.threads import workers
+from lawf_repl.learn.batch import Batch, completion_logits
 from lawf_repl.learn.fused import is_plain_lora
 
 Seen = Callable[[Any, torch.Tensor, torch.Tensor], None]  # a module, its inputs (P, I) and outputs (P, O)
@@ -43,10 +44,13 @@ class Stack:
     Several batches may be run at the same time, each in a thread of its own.
     """
 
-    def __init__(self, adapter: Adapter, layers: Sequence[Any]) -> None:
-        model = adapter.base
+    def __init__(self, model: Any, layers: Sequence[Any] | None = None) -> None:
+        """`layers` of the model; all of them for None."""
         self.layers: list[_Layer] = []
-        if not layers or adapter.reach is not None or not is_plain(model) or model.device.type != "cpu":
+        if not is_plain(model) or model.device.type != "cpu" or reach_of(model) is not None:
+            return
+        layers = list(model.model.layers) if layers is None else layers
+        if not layers:
             return
         decoder = model.model
         try:
@@ -123,6 +127,27 @@ class Stack:
             if below is not None:
                 slope = below
         return found
+
+
+class Reader:
+    """Logits of completions as `completion_logits` gives them, by a stack of all layers where the model is one for that."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._stack = model, Stack(model)
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits that predict each completion token (N, V)."""
+        if not self._stack.works:
+            return completion_logits(self._model, batch)
+        made: torch.Tensor = self._model.lm_head(self._stack.states(self._stack.pack(batch)))
+        return made
+
+    @property
+    def most(self) -> int:
+        """How many threads may read a batch each at the same time."""
+        with torch.no_grad():
+            return workers(self._model) if self._stack.works else 1
 
 
 class _Whole(torch.autograd.Function):

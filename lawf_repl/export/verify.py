@@ -119,7 +119,8 @@ def verify_merged(live: Live, folder: Path, dtype: str, messages: Sequence[Seque
     if isinstance(report, Finding):
         return [report]
     found = [Finding("tokenizer", report["prompts"] == [list(ids) if ids is not None else None for ids in expected_prompts],
-                     f"tokenizer and chat template give the same ids for {len(expected_prompts)} conversations"
+                     f"tokenizer and chat template give the same ids for {len(expected_prompts)} conversation"
+                     f"{'' if len(expected_prompts) == 1 else 's'}"
                      if report["prompts"] == [list(ids) if ids is not None else None for ids in expected_prompts]
                      else "tokenizer or chat template of the export give other ids than the base's")]
     for computed in dtypes:

@@ -37,7 +37,7 @@ class Moments:
         self._source: dict[str, str] = {}                  # the layer whose inputs a layer shares: q, k and v see the same ones
         self._inputs: dict[str, list[torch.Tensor]] = {}
         self._output: dict[str, tuple[float, int]] = {}    # sum of squared outputs, rows
-        self._inverses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+        self._latest: tuple[str, Callable[[torch.Tensor], torch.Tensor]] | None = None  # the inverse of one layer's moments
 
     def draw(self, mask: torch.Tensor) -> torch.Tensor:
         """Which rows (B T,) of a batch with this mask (B, T) are looked at."""
@@ -79,14 +79,17 @@ class Moments:
 
     def forget(self) -> None:
         """Let go of the inputs and of what was made of them, once the directions are known."""
-        self._inputs, self._inverses = {}, {}
+        self._inputs, self._latest = {}, None
 
     def solve(self, path: str, rows: torch.Tensor) -> torch.Tensor:
         """`rows` (n, d) times C^(-1) of the layer's inputs; unchanged where none were seen."""
         source = self._source.get(path, path)
-        if source not in self._inverses:
-            self._inverses[source] = inverse(torch.cat(self._inputs.pop(source)).float()) if source in self._inputs else lambda rows: rows
-        return self._inverses[source](rows)
+        if source not in self._inputs:
+            return rows
+        if self._latest is None or self._latest[0] != source:  # layers of the same inputs come one behind the other: one inverse at a time
+            self._latest = None
+            self._latest = source, inverse(torch.cat(self._inputs[source]).float())
+        return self._latest[1](rows)
 
 
 class Sample:
@@ -148,11 +151,11 @@ def inverse(samples: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     ridge = RIDGE * max(float(scale.square().sum()) / width, 1e-12)
     few = count < width
     factor = factor_of(scale @ scale.T if few else scale.T @ scale, ridge)
-    precise, kept = factor.dtype, factor.float()  # there is one for each layer: kept in half the bytes
+    precise = factor.dtype
 
     def solve(x: torch.Tensor) -> torch.Tensor:
         rows, wide = x.to(precise), scale.to(precise) if few else scale
-        solved: torch.Tensor = torch.cholesky_solve(wide @ rows.T if few else rows.T, kept.to(precise)).T
+        solved: torch.Tensor = torch.cholesky_solve(wide @ rows.T if few else rows.T, factor).T
         # of few samples C^(-1) = (1 - S^T (ridge + S S^T)^(-1) S) / ridge (Woodbury 1950)
         return ((rows - solved @ wide) / ridge if few else solved).to(x.dtype)
     return solve

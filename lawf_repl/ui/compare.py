@@ -209,5 +209,6 @@ def _side_effects(card: Scorecard) -> tuple[str, str]:
             parts.append(f"{flips} of {card.probes.n} probes")
         return f"but {' and '.join(parts)} changed too", "keep it with /save NAME or drop it with /adapter reset"
     if missed:
-        return f"nothing else changed, but {len(missed)} of {len(card.paraphrases)} paraphrases are still wrong", "correct one too, or /save NAME"
+        are = "is" if len(missed) == 1 else "are"
+        return f"nothing else changed, but {len(missed)} of {len(card.paraphrases)} paraphrases {are} still wrong", "correct one too, or /save NAME"
     return "nothing else that was measured changed", "keep it with /save NAME, serve it with /export"

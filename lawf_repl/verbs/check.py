@@ -143,7 +143,8 @@ def show(checked: Checked) -> None:
             print(f"      {visible(check.prompt)}\n      - accepted {visible(check.expected)}\n      + got      {visible(check.got)}")
     probes = checked.card.probes if checked.card else None
     if probes is not None:
-        print(f"      drift {probes.drift_nats:.2g} nats a token on {probes.n} prompts, {probes.flips:.1%} answered otherwise"
+        print(f"      drift {probes.drift_nats:.2g} nats a token on {probes.n} prompt{'' if probes.n == 1 else 's'}, "
+              f"{probes.flips:.1%} answered otherwise"
               + (f", {probes.near_ties:.1%} more where the base itself was undecided" if probes.near_ties else ""))
     for check in checked.changed[:SHOWN]:
         print(f"      {visible(check.prompt)}\n      - base    {visible(check.expected)}\n      + adapter {visible(check.got)}")

@@ -85,9 +85,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     runs: list[bool] = []
     own = stack.Stack.states
 
-    def states(self: stack.Stack, packed: stack.Packed) -> torch.Tensor:
+    def states(self: stack.Stack, packed: stack.Packed, again: int = 0) -> torch.Tensor:
         runs.append(torch.is_grad_enabled())
-        return own(self, packed)
+        return own(self, packed, again)
 
     monkeypatch.setattr(stack.Stack, "states", states)
     return runs
@@ -149,15 +149,34 @@ def test_it_steps_aside_where_something_looks_on_or_something_else_learns(counte
         with torch.enable_grad():  # of what? nothing of the adapter is in force
             assert torch.allclose(lower.logits(batch), expected, atol=1e-5 * float(expected.abs().max())) and not counted
     outward(adapter)  # switched on again, all of it learns
-    lower.again.every = True
-    run(adapter, lower, batch, wanted)
-    assert not counted
-    lower.again.every, lower.again.room = False, 1
-    run(adapter, lower, batch, wanted)
-    assert counted == [False], "there is no room for what a backward pass needs"
-    lower.again.room = 2**20
     run(adapter, lower, batch, wanted)
     assert True in counted
+
+
+@pytest.mark.parametrize("layers", ["upper", "all"])
+def test_without_room_the_lowest_layers_are_computed_again(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = trained("qwen3", layers)
+    lower, batch, wanted = Lower(adapter), make_batch(PADDED, adapter.base.device), outward(adapter)
+    run(adapter, lower, batch, wanted)
+    found = lower._stack
+    tokens, count, times = int(batch.mask.sum()), len(found.layers), [0]
+    attend = stack._Layer._attend
+
+    def counting(self: Any, *given: Any) -> torch.Tensor:
+        times[0] += 1
+        return attend(self, *given)
+
+    monkeypatch.setattr(stack._Layer, "_attend", counting)
+    whole = found.kept(tokens)
+    for room, again in ((whole, 0), (whole - 1, 1), (0, count - 1)):
+        lower.again.room, times[0] = room, 0
+        run(adapter, lower, batch, wanted)
+        assert times[0] == 2 * count + again, "with a gradient and without, and some of them once more"
+    lower.again.room, lower.again.every, times[0] = whole, True, 0
+    run(adapter, lower, batch, wanted)
+    assert times[0] == 2 * count + count - 1
+    packed = found.pack(batch)
+    assert all(found.again(tokens, room) >= found.again(tokens, room + 1000) for room in range(0, whole, 1000)) and packed.shape == batch.ids.shape
 
 
 def test_a_stack_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,11 @@ class Again:
         self._rates: dict[int, float] = {}  # bytes that each layer keeps of a token, by its place,
         self._width = 0                     # in texts of this many tokens: the weights of some attentions grow with it
 
+    @property
+    def left(self) -> float:
+        """Bytes that may be kept as things stand."""
+        return 0 if self.every else self.room
+
     @contextmanager
     def in_place(self, around: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
         """Inside, forwards are run so. What they are run in here, the backward pass runs them in as well: `around` makes it again."""

@@ -88,7 +88,7 @@ class Lower:
         if whole:
             return self._states_of(batch, kept)
         if (packed := self._pack(batch)) is not None:
-            return self._stack.states(packed)
+            return self._stack.states(packed, self._stack.again(len(packed.states), self.again.left))
         with self._as_one(), self.again.in_place(self._as_one):
             if self.again.every or not self._last.worth(batch):  # what is computed again in the backward pass is computed whole
                 return self._states_of(batch, kept)
@@ -114,11 +114,11 @@ class Lower:
         """Whether `states` and `read` of these batches, and the head behind them, can be run by several threads at once."""
         if self.head.alone is None or not batches or self._pack(batches[0]) is None:
             return False
-        return not torch.is_grad_enabled() or self._stack.kept(sum(int(batch.mask.sum()) for batch in batches)) <= self.again.room
+        return not torch.is_grad_enabled() or self._stack.kept(sum(int(batch.mask.sum()) for batch in batches)) <= self.again.left
 
     def _pack(self, batch: Batch) -> Packed | None:
-        """The batch as the stack takes it; None where that is not to be run, or there is no room for what it keeps."""
-        if not self._stack.works or self.again.every or (self._layers and not self._below.works):
+        """The batch as the stack takes it; None where that is not to be run."""
+        if not self._stack.works or (self._layers and not self._below.works):
             return None
         if id(batch) not in self._packed:
             packed = self._stack.pack(batch)
@@ -130,8 +130,7 @@ class Lower:
                 return self._pack(batch)
             self._packed[id(batch)] = batch, packed
             self._states.pop(id(batch), None)
-        packed = self._packed[id(batch)][1]
-        return packed if not torch.is_grad_enabled() or self._stack.kept(len(packed.states)) <= self.again.room else None
+        return self._packed[id(batch)][1]
 
     @torch.no_grad()
     def _try_stack(self, batch: Batch, packed: Packed) -> None:

@@ -90,14 +90,25 @@ class Stack:
         half = cos.shape[-1] // 2
         return Packed(flat, places, chosen, cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), -1), (B, T))
 
-    def states(self, packed: Packed) -> torch.Tensor:
+    def again(self, tokens: int, room: float) -> int:
+        """How many of the lowest layers are computed again in the backward pass of so many tokens, for what is kept to fit in `room` bytes.
+
+        Never the last, of which little is kept.
+        """
+        over, count = self.kept(tokens) - room, 0
+        while over > 0 and count < len(self.layers) - 1:
+            over -= 4 * tokens * (self.layers[count].kept - self.layers[count].hidden)
+            count += 1
+        return count
+
+    def states(self, packed: Packed, again: int = 0) -> torch.Tensor:
         """Final hidden states (N, H) of the chosen tokens, with a gradient for every B where gradients are computed.
 
-        Where the last layer is not the last of all, what it makes of every token (P, H).
+        Where the last layer is not the last of all, what it makes of every token (P, H). Of the lowest `again` layers their inputs are kept alone.
         """
         if not torch.is_grad_enabled():
             return self._run(packed, None)
-        out: torch.Tensor = _Whole.apply(self, packed, *(b for group in self._groups for b in group.outward()))  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _Whole.apply(self, packed, again, *(b for group in self._groups for b in group.outward()))  # type: ignore[no-untyped-call]
         return out
 
     @torch.no_grad()
@@ -107,22 +118,28 @@ class Stack:
             packed = replace(packed, states=layer(packed.states, packed, see=see))
         return packed.states if self._norm is None else self._norm(packed.states[packed.chosen], None)
 
-    def _run(self, packed: Packed, kept: list[Any] | None) -> torch.Tensor:
+    def _run(self, packed: Packed, kept: list[Any] | None, again: int = 0) -> torch.Tensor:
         x = packed.states
-        for layer in self.layers:
-            x = layer(x, packed, kept, self._chosen(layer, packed))
+        for number, layer in enumerate(self.layers):
+            if kept is not None and number < again:
+                kept.append(x)
+            x = layer(x, packed, None if number < again else kept, self._chosen(layer, packed))
         return x if self._norm is None else self._norm(x, kept)
 
     def _chosen(self, layer: _Layer, packed: Packed) -> torch.Tensor | None:
         """Tokens of which a layer's answer is wanted; None for all."""
         return packed.chosen if self._norm is not None and layer is self.layers[-1] else None
 
-    def _back(self, slope: torch.Tensor, packed: Packed, kept: list[Any]) -> Gradients:
+    def _back(self, slope: torch.Tensor, packed: Packed, kept: list[Any], again: int) -> Gradients:
         found: Gradients = []
         slope = slope if self._norm is None else self._norm.back(slope, kept)
-        for layer in reversed(self.layers):
+        for number, layer in reversed(list(enumerate(self.layers))):
             own: Gradients = []
-            below = layer.back(slope, packed, kept, self._chosen(layer, packed), layer is self.layers[0], own)
+            chosen, inner = self._chosen(layer, packed), kept
+            if number < again:
+                x, inner = kept.pop(), []
+                layer(x, packed, inner, chosen)
+            below = layer.back(slope, packed, inner, chosen, number == 0, own)
             found[:0] = own
             if below is not None:
                 slope = below
@@ -154,9 +171,9 @@ class _Whole(torch.autograd.Function):
     """A stack as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, stack: Stack, packed: Packed, *outward: torch.Tensor) -> torch.Tensor:
-        ctx.stack, ctx.packed, ctx.kept = stack, packed, []
-        return stack._run(packed, ctx.kept)
+    def forward(ctx: Any, stack: Stack, packed: Packed, again: int, *outward: torch.Tensor) -> torch.Tensor:
+        ctx.stack, ctx.packed, ctx.again, ctx.kept = stack, packed, again, []
+        return stack._run(packed, ctx.kept, again)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -164,7 +181,7 @@ class _Whole(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             raise RuntimeError("trying to backward through a stack of layers a second time: what was kept for it is used up")
-        return None, None, *ctx.stack._back(slopes[0], ctx.packed, kept)
+        return None, None, None, *ctx.stack._back(slopes[0], ctx.packed, kept, ctx.again)
 
 
 class _Otherwise(Exception):
@@ -192,8 +209,9 @@ class _Layer:
         if hasattr(attention, "q_norm"):
             weights = [norm.weight.detach().expand(count, -1) for norm, count in ((attention.q_norm, self._heads), (attention.k_norm, self._values))]
             self._head_norm = _Norm(attention.q_norm, torch.cat(weights))
-        wide, hidden = (self._heads + 2 * self._values) * self.width, int(layer.input_layernorm.weight.shape[0])
-        self.kept = 2 * hidden + 2 * wide + 2 * self._heads * self.width + 3 * self._inner  # numbers of a token
+        wide = (self._heads + 2 * self._values) * self.width
+        self.hidden = int(layer.input_layernorm.weight.shape[0])
+        self.kept = 2 * self.hidden + 2 * wide + 2 * self._heads * self.width + 3 * self._inner  # numbers of a token
 
     def __call__(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None = None, chosen: torch.Tensor | None = None,
                  see: Seen | None = None) -> torch.Tensor:

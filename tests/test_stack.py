@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lawf_repl.config import Settings
@@ -13,6 +15,7 @@ from lawf_repl.engine import products
 from lawf_repl.engine.layout import lay_out
 from lawf_repl.learn import stack
 from lawf_repl.learn.adapter import Adapter
+from lawf_repl.learn.basis import Moments
 from lawf_repl.learn.batch import Batch, completion_logits, make_batch
 from lawf_repl.learn.lower import Lower
 from tests.architecture_zoo import ARCHITECTURES
@@ -207,6 +210,57 @@ def test_other_models_and_adapters_are_left_to_their_own_modules(odd: str) -> No
     assert not stack.Stack(adapter.base, list(adapter.base.model.layers)[2:] if odd != "gpt2" else list(adapter.base.transformer.h)).works
 
 
+@pytest.mark.parametrize("place", ["embed_tokens", "lm_head"])
+def test_a_lora_elsewhere_in_the_model_is_not_passed_by(place: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False)
+    model = Qwen3ForCausalLM(config).eval()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    peft: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj", "down_proj", place], r=2))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    peft.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    fresh: Any = Qwen3ForCausalLM(config).eval()
+    fresh.load_state_dict(weights)
+    lay_out(fresh)
+    adapter, batch = Adapter.load(fresh, tmp_path), make_batch(PADDED, fresh.device)
+    lower = Lower(adapter)
+    for on in (False, True, False, True):
+        adapter.switch(on)
+        with torch.no_grad():
+            expected = completion_logits(fresh, batch)
+            assert torch.allclose(lower.logits(batch), expected, atol=2e-5 * float(expected.abs().max())), on
+
+
+def test_a_batch_without_a_completion_has_no_states() -> None:
+    adapter = trained("qwen3")
+    lower, device = Lower(adapter), adapter.base.device
+    lower.states(make_batch(PADDED, device))
+    assert lower.states(make_batch([((1, 2, 3), ())], device)).shape == (0, 32)
+
+
+@pytest.mark.parametrize("name", ["model.layers.2.mlp", "model.layers.3", "model.norm", "model.embed_tokens", "model.layers.3.self_attn.q_norm"])
+def test_a_hook_on_any_module_is_not_passed_by(name: str) -> None:
+    adapter = trained("qwen3")
+    lower, batch, wanted = Lower(adapter), make_batch(PADDED, adapter.base.device), outward(adapter)
+    run(adapter, lower, batch, wanted)
+    works = [lower._stack.works]
+    handle = adapter.base.get_submodule(name).register_forward_hook(lambda module, given, out: out * 1.1 if isinstance(out, torch.Tensor) else out)
+    works.append(lower._stack.works)
+    handle.remove()
+    assert [*works, lower._stack.works] == [True, False, True]
+
+
+def test_what_was_noted_holds_on_to_no_whole_input(counted: list[bool]) -> None:
+    adapter = trained("qwen3", "all")
+    moments, batch = Moments(adapter, 1000), make_batch(PADDED, adapter.base.device)
+    sample = moments.sample(moments.draw(batch.mask))
+    with adapter.off():
+        Lower(adapter).read(batch, sample)
+    assert sample._last is None and len(sample.inputs) == 4 * 4
+
+
 def test_no_more_is_kept_than_it_says() -> None:
     adapter = trained("qwen3", "all")
     lower, batch = Lower(adapter), make_batch(PADDED * 5, adapter.base.device)
@@ -217,7 +271,7 @@ def test_no_more_is_kept_than_it_says() -> None:
                 for part in (entry if isinstance(entry, tuple) else (entry,)) for part in (part if isinstance(part, list) else [part])}
     matrices = 4 * sum(parameter.numel() for parameter in adapter.parameters())
     found, said = sum(storages.values()) - matrices, lower._stack.kept(len(packed.states))
-    assert 0.6 * said < found <= said * batch.ids.numel() / len(packed.states)  # attention's is padded
+    assert 0.9 * said < found <= said * batch.ids.numel() / len(packed.states)  # attention's is padded
 
 
 def test_what_was_kept_is_used_once() -> None:

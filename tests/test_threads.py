@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import threading
+import time
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +78,43 @@ def test_where_one_fails_no_more_are_begun(error: type[BaseException], where: st
     with pytest.raises(error, match="this one"):
         side_by_side([partial(patient, number) for number in range(99)], 2)
     assert len(done) == 1
+
+
+def test_whoever_has_drawn_a_piece_does_it_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """A count whose numbers reach other threads late."""
+
+        def __init__(self) -> None:
+            self._inner = itertools.count()
+
+        def __next__(self) -> int:
+            number = next(self._inner)
+            if threading.current_thread() is not threading.main_thread():
+                time.sleep(0.2)
+            return number
+
+    monkeypatch.setattr(threads, "count", Slow)
+    assert side_by_side([partial(int, number) for number in range(4)], 2) == [0, 1, 2, 3]
+
+
+def test_an_interrupt_while_others_are_waited_for_waits_for_them_all_the_same() -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def long() -> None:
+        begun.set()
+        time.sleep(0.5)
+        ended.set()
+
+    def short() -> None:
+        assert begun.wait(30)
+        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    def either() -> None:
+        (short if threading.current_thread() is threading.main_thread() else long)()
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([either, either], 2)
+    assert ended.is_set()
 
 
 def test_as_many_as_there_are_cores_for_small_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache, partial
 from itertools import count
 from typing import Any, TypeVar
@@ -46,25 +46,38 @@ def side_by_side(work: Sequence[Callable[[], T]], most: int) -> list[T]:
         return [piece() for piece in work]
     turn, found = count(), [None] * len(work)
     learns, over = torch.is_grad_enabled(), False
+    others: list[Future[None]] = []
 
     def take() -> None:
         nonlocal over
         try:
             with torch.set_grad_enabled(learns):
-                while (number := next(turn)) < len(work) and not over:  # next() of a count is one operation
+                # next() of a count is one operation; whoever has drawn a piece does it
+                while not over and (number := next(turn)) < len(work):
                     found[number] = work[number]()  # type: ignore[call-overload]
         except:
             over = True
             raise
 
-    others = [_pool().submit(take) for _ in range(min(most, len(work), MOST) - 1)]
+    done = False
     try:
+        for _ in range(min(most, len(work), MOST) - 1):
+            others.append(_pool().submit(take))
         take()
-    finally:  # an interrupt may come between two pieces, too: nobody goes on behind the caller's back
-        over = True
-        wait(others)
-    for other in others:
-        other.result()
+        done = True
+    finally:  # nobody goes on behind the caller's back, whatever comes between
+        over = over or not done
+        try:
+            wait(others)
+        except KeyboardInterrupt:
+            over = True
+            wait(others)
+            raise
+    try:
+        for other in others:
+            other.result()
+    finally:
+        others.clear()  # with an error they would be a circle that holds on to all that was computed
     return found  # type: ignore[return-value]
 
 

@@ -113,7 +113,11 @@ class Sample:
         finally:
             for handle in handles:
                 handle.remove()
-            self._last = None
+            self.close()
+
+    def close(self) -> None:
+        """The forward is over: let go of the last input, which is as large as a batch."""
+        self._last = None
 
     def only(self, places: torch.Tensor) -> None:
         """From here on it is shown these of the rows alone."""

@@ -54,8 +54,8 @@ def make_batch(pairs: Sequence[Pair], device: torch.device) -> Batch:
         rows += [row] * len(completion)
         columns += range(len(prompt) - 1, len(whole) - 1)
         targets += completion
-    return Batch(ids.to(device), mask.to(device), torch.tensor(rows, device=device), torch.tensor(columns, device=device),
-                 torch.tensor(targets, device=device), tuple(len(completion) for _, completion in pairs))
+    where, place, wanted = (torch.tensor(values, dtype=torch.long, device=device) for values in (rows, columns, targets))
+    return Batch(ids.to(device), mask.to(device), where, place, wanted, tuple(len(completion) for _, completion in pairs))
 
 
 def completion_logits(model: Any, batch: Batch) -> torch.Tensor:

@@ -47,6 +47,8 @@ class Lower:
         self._fused, self._elementwise = Fused(adapter), Elementwise(self._above)
         self.again = Again(self._above, room_of(adapter.base.device, adapter.base))
         self._stack, self._below = Stack(adapter.base, self._above), Stack(adapter.base, self._layers)
+        if not self.head.apart or not self._stack.holds(adapter.layers().values()):
+            self._stack.layers.clear()
         self._stack_tried = False
         self._packed: dict[int, tuple[Batch, Packed]] = {}  # as _states, which it takes the place of
         self._states: dict[int, tuple[Batch, Any]] = {}  # by id() of the batch, which is kept with it
@@ -108,7 +110,9 @@ class Lower:
                     return self.states(batch, whole=True)
             if packed.places is not None:
                 sample.only(packed.places)
-            return self._stack.watched(packed, sample.see)
+            states = self._stack.watched(packed, sample.see)
+            sample.close()
+            return states
 
     def apart(self, batches: Sequence[Batch]) -> bool:
         """Whether `states` and `read` of these batches, and the head behind them, can be run by several threads at once."""
@@ -118,7 +122,7 @@ class Lower:
 
     def _pack(self, batch: Batch) -> Packed | None:
         """The batch as the stack takes it; None where that is not to be run."""
-        if not self._stack.works or (self._layers and not self._below.works):
+        if not self._stack.works or (self._layers and not self._below.works) or not len(batch.targets):
             return None
         if id(batch) not in self._packed:
             packed = self._stack.pack(batch)
@@ -137,7 +141,11 @@ class Lower:
         """See on this batch that the stack gives what the layers do; where it does not, it is not used."""
         self._stack_tried = True
         expected = self.head.states(batch)
-        if not torch.allclose(self._stack.states(packed), expected, rtol=0, atol=CLOSE * float(expected.std()), equal_nan=True):
+        try:
+            good = torch.allclose(self._stack.states(packed), expected, rtol=0, atol=CLOSE * float(expected.std()), equal_nan=True)
+        except NOT_APART:
+            good = False
+        if not good:
             self._stack.layers.clear()
 
     @contextmanager

@@ -54,12 +54,15 @@ class Pool:
 
         def read(batch: Batch, sample: Sample | None, whole: bool) -> Reference:
             seen, _ = lower.seen(batch)
-            if moments is not None and sample is None:
-                samples.append(sample := moments.sample(moments.draw(lower.acting(seen))))
-            return Reference.of(lower.head, lower.read(seen, sample), whole)
+            if moments is None or sample is not None:
+                return Reference.of(lower.head, lower.read(seen, sample), whole)
+            own = moments.sample(moments.draw(lower.acting(seen)))
+            states = lower.read(seen, own)
+            moments.add(own)
+            return Reference.of(lower.head, states, whole)
 
         work = []
-        apart = lower.apart(self._batches)
+        apart = self._most > 1 and lower.apart(self._batches)
         for batch in self._batches:
             left -= 4 * len(batch.targets) * lower.head.vocabulary
             if apart and moments is not None:  # in their order, whoever comes first
@@ -77,7 +80,7 @@ class Pool:
             return compare(self._lower.head, self._lower.states(batch), reference).kl
 
         work = [partial(look, batch, reference) for batch, reference in zip(self._batches, self._references, strict=True)]
-        found = side_by_side(work, self._most if self._lower.apart(self._batches) else 1)
+        found = side_by_side(work, self._most if self._most > 1 and self._lower.apart(self._batches) else 1)
         return [float(row.sum()) for batch, kl in zip(self._batches, found, strict=True) for row in batch.split(kl)]
 
     def drift(self) -> float | None:

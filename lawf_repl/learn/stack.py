@@ -8,7 +8,7 @@ What is computed is what the model's own modules say; whether it comes out the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from lawf_repl.engine.layout import is_plain, joint
-from lawf_repl.engine.products import FrozenLinear, by_onednn, onednn_is_faster
+from lawf_repl.engine.products import FrozenLinear, by_onednn, onednn_is_faster, onednn_works
 from lawf_repl.engine.reach import reach_of
 from lawf_repl.engine.threads import workers
 from lawf_repl.learn.batch import Batch, completion_logits
@@ -47,6 +47,7 @@ class Stack:
     def __init__(self, model: Any, layers: Sequence[Any] | None = None) -> None:
         """`layers` of the model; all of them for None."""
         self.layers: list[_Layer] = []
+        self._groups: list[_Group] = []
         if not is_plain(model) or model.device.type != "cpu" or reach_of(model) is not None:
             return
         layers = list(model.model.layers) if layers is None else layers
@@ -59,17 +60,25 @@ class Stack:
             return
         numbers = [number for number, layer in enumerate(decoder.layers) if any(layer is one for one in layers)]
         if len(numbers) != len(layers) or numbers != list(range(numbers[0], numbers[0] + len(layers))) \
-                or any(parameter.dtype != torch.float32 for parameter in decoder.parameters()):
+                or type(decoder.embed_tokens) is not torch.nn.Embedding or any(one.dtype != torch.float32 for one in decoder.parameters()):
             return
         self.layers, self._decoder = found, decoder
         self._norm = _Norm(decoder.norm) if layers[-1] is decoder.layers[-1] else None
         self._groups = [group for layer in found for group in layer.groups]
+        around = [decoder.embed_tokens, decoder.rotary_emb, decoder.norm, *(module for layer in layers for module in layer.modules())]
+        self._hooks = [hooks for module in around for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._own = [vars(module) for module in around]
         self._width = found[0].width
 
     @property
     def works(self) -> bool:
         """Whether it may be run as the modules are now: nothing looks on, and of the LoRAs B alone learns, or nothing does."""
-        return bool(self.layers) and all(group.works() for group in self._groups)
+        return bool(self.layers) and not any(self._hooks) and not any("forward" in own for own in self._own) \
+            and all(group.works() for group in self._groups)
+
+    def holds(self, loras: Iterable[Any]) -> bool:
+        """Whether all of these layers with a LoRA are among those that are run here."""
+        return {id(lora) for lora in loras} <= {id(module) for group in self._groups for module in group.modules}
 
     def kept(self, tokens: int) -> int:
         """Bytes that are kept for the backward pass of a batch of so many."""
@@ -193,8 +202,6 @@ class _Layer:
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        if any("forward" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
-            raise _Otherwise
         self.width: int = attention.head_dim
         self._scale: float = attention.scaling
         self._project = _Group(attention.q_proj, attention.k_proj, attention.v_proj)
@@ -211,7 +218,10 @@ class _Layer:
             self._head_norm = _Norm(attention.q_norm, torch.cat(weights))
         wide = (self._heads + 2 * self._values) * self.width
         self.hidden = int(layer.input_layernorm.weight.shape[0])
-        self.kept = 2 * self.hidden + 2 * wide + 2 * self._heads * self.width + 3 * self._inner  # numbers of a token
+        # numbers of a token: norms, queries and keys before they are turned, what attention takes and gives, the MLP's two factors, inside the LoRAs
+        self.kept = 2 * (self.hidden + self._inner) + wide + self._heads * self.width + sum(group.rank for group in self.groups)
+        if self._head_norm is not None:
+            self.kept += (self._heads + self._values) * self.width
 
     def __call__(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None = None, chosen: torch.Tensor | None = None,
                  see: Seen | None = None) -> torch.Tensor:
@@ -335,7 +345,7 @@ class _Group:
         if any(bias is None for bias in biases) != all(bias is None for bias in biases):
             raise _Otherwise
         self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        self._modules, self._watched = modules, [*modules, *(bases if any(with_lora) else ())]
+        self.modules = modules
         self._loras: list[tuple[Any, Any]] = []
         if any(with_lora):
             self._loras = [(module.lora_A[name], module.lora_B[name]) for module in modules for name in list(module.lora_A)]
@@ -344,20 +354,18 @@ class _Group:
                 raise _Otherwise
             self._scale = scales.pop()
         self._sizes = [int(base.out_features) for base in bases]
+        self.rank = sum(len(a.weight) for a, _ in self._loras)
 
     def works(self) -> bool:
         """Whether the modules do what they did when this was made, and neither A nor a base learns."""
-        for module in self._watched:
-            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-                return False
-        if any(module.merged for module in self._modules if self._loras):
+        if any(module.merged for module in self.modules if self._loras):
             return False
         return not torch.is_grad_enabled() or not (self._off or any(a.weight.requires_grad for a, _ in self._loras))
 
     @property
     def _off(self) -> bool:
         """Whether the adapter is: that is all of it, at any one time."""
-        return bool(self._loras) and bool(self._modules[0].disable_adapters)
+        return bool(self._loras) and bool(self.modules[0].disable_adapters)
 
     def outward(self) -> list[torch.Tensor]:
         """The matrix B (O, r) of each layer."""
@@ -370,7 +378,7 @@ class _Group:
         if self._loras and not self._off:
             self._adapt(x, y, kept)
         if self._loras and see is not None:
-            for module, own in zip(self._modules, y.split_with_sizes(self._sizes, 1), strict=True):
+            for module, own in zip(self.modules, y.split_with_sizes(self._sizes, 1), strict=True):
                 see(module, x, own)
         return y
 
@@ -404,4 +412,4 @@ class _Group:
 
 def _times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x W' (P, O) of x (P, I) and W (O, I)."""
-    return by_onednn(x.contiguous(), weight, None) if onednn_is_faster() else x @ weight.t()
+    return by_onednn(x.contiguous(), weight, None) if onednn_works() and onednn_is_faster() else x @ weight.t()

@@ -86,8 +86,7 @@ class Loop:
             self.trained, self.pull = everything, 0.0
         else:
             self.trained, self.pull = adapter.outward(), settings.pull
-            for parameter in everything:  # what is not trained needs no inputs kept for it
-                parameter.requires_grad_(any(parameter is one for one in self.trained))
+            self._learn_trained()
             prepared.lower.in_room(self.aim)
             prepared.moments.forget()
         give_back()
@@ -100,6 +99,11 @@ class Loop:
         self.together: Held | None = None  # the cases and the first batch of what is held
         self.steps, self.round = 0, 1
         self.best: tuple[tuple[bool, int, float], Weights] | None = None
+
+    def _learn_trained(self) -> None:
+        """What is not trained needs no inputs kept for it."""
+        for parameter in self.adapter.parameters():
+            parameter.requires_grad_(any(parameter is one for one in self.trained))
 
     def hold(self, pairs: Sequence[Pair]) -> None:
         """Make these answers of the pool part of the objective."""
@@ -178,6 +182,7 @@ class Loop:
         everything = self.adapter.parameters()
         if self.pull:
             self.pull = 0.0
+            self._learn_trained()
         elif len(self.trained) < len(everything):
             self.trained = everything
             self.start = [parameter.detach().clone() for parameter in everything]

@@ -31,7 +31,7 @@ from lawf_repl.learn.stack import Packed, Stack
 T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
 PAST_BYTES = 2**30  # of states before the marks that are kept, where the adapter acts on completions alone
-KEPT = 0.1  # of the weights: what layers on a CPU may keep of a batch for the backward pass; an accelerator says when it is full
+KEPT = 0.14  # of the weights: what layers on a CPU may keep of a batch for the backward pass; an accelerator says when it is full
 
 
 class Lower:

@@ -104,7 +104,7 @@ def test_states_and_gradients_are_those_of_the_models_own_modules(name: str, lay
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     if faster and not products.onednn_works():
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(stack, "onednn_is_faster", lambda: faster)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
     adapter = trained(name, layers)
     lower, batch, wanted = Lower(adapter), make_batch(rows, adapter.base.device), outward(adapter)
     for _ in range(3):

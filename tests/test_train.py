@@ -374,3 +374,14 @@ def test_an_anchor_is_pulled_to_its_goal_by_odds_that_float32_still_tells_apart_
     pulled = logits.grad[:, 0]
     assert float(pulled[0]) < -0.4 and float(pulled[2]) == 0, "as steep as ever at the goal, and nothing beyond"
     assert float(lost[0].detach()) > float(lost[1].detach()) >= float(lost[2].detach())
+
+
+def test_without_its_pull_an_adapter_still_moves_outward_alone(adapter: Adapter, france: Case) -> None:
+    loop = learn_train.Loop(adapter, standing.prepare(adapter, [france], (), (), SETTINGS), SETTINGS, 0.0)
+    outward = {id(parameter) for parameter in loop.trained}
+    assert loop._loosen() and not loop.pull
+    layers = adapter.layers().values()
+    matrices = [matrix.weight for layer in layers for part in (layer.lora_A, layer.lora_B) for matrix in part.values()]
+    learning = {id(weight): weight.requires_grad for weight in matrices}
+    assert {one for one, learns in learning.items() if learns} == outward and loop.prepared.lower._stack.works
+    assert loop._loosen() and len(loop.trained) == len(learning) and not loop._loosen()

@@ -110,10 +110,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
             or (learns and (weight.requires_grad or (bias is not None and bias.requires_grad))) \
             or not _is_dense(weight):
         return functional.linear(x, weight, bias)
-    if (x.numel() != x.shape[-1] or (learns and x.requires_grad)) and not onednn_is_faster():
-        return functional.linear(x, weight, bias)
     if learns and x.requires_grad:
-        y = _Frozen.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        y = _Frozen.apply(x, weight, bias) if onednn_is_faster() else functional.linear(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
     if x.numel() == x.shape[-1] and (parts := _parts(weight)):
         y = by_parts(x, weight, parts)

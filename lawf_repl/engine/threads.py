@@ -50,14 +50,15 @@ def side_by_side(work: Sequence[Callable[[], T]], most: int) -> list[T]:
 
     def take() -> None:
         nonlocal over
+        done = False
         try:
             with torch.set_grad_enabled(learns):
                 # next() of a count is one operation; whoever has drawn a piece does it
                 while not over and (number := next(turn)) < len(work):
                     found[number] = work[number]()  # type: ignore[call-overload]
-        except:
-            over = True
-            raise
+            done = True
+        finally:  # whatever ended it, nothing more is begun
+            over = over or not done
 
     done = False
     try:

@@ -100,7 +100,7 @@ class Lower:
                 return self._states_of(batch, kept)
 
     def read(self, batch: Batch, sample: Sample | None = None) -> torch.Tensor:
-        """As `states`, without gradients; what the layers with a LoRA are given is noted in `sample`, and must be what the base gives them."""
+        """As `states` (N, H), without gradients; what the layers with a LoRA are given is noted in `sample`, and must be what the base gives them."""
         if sample is None:
             return self.states(batch)
         with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 
@@ -69,8 +68,9 @@ class Pool:
                 samples.append(moments.sample(moments.draw(lower.acting(batch))))
             work.append(partial(read, batch, samples[-1] if apart and moments is not None else None, left >= 0))
         found = side_by_side(work, self._most if apart else 1)
-        for sample in samples:
-            cast(Moments, moments).add(sample)
+        if moments is not None:
+            for sample in samples:
+                moments.add(sample)
         return found
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 A step of a small model takes longer to call than to compute: hundreds of small operations, each through a module, a check and a
 node of the graph. Here a layer is its products and the little between them, written out with their gradients; projections of the same input are
 one product, with their LoRAs, and padding is there in attention only. Frozen weights get no gradient, and the lowest layer none for its input.
-What is computed is what the model's own modules say; whether it comes out the same is tried on the real model.
+What is computed is what the model's own modules say; before anything is trained by it, that is tried on the real model (lower.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from lawf_repl.engine.layout import is_plain, joint
-from lawf_repl.engine.products import FrozenLinear, by_onednn, onednn_is_faster, onednn_works
+from lawf_repl.engine.products import FrozenLinear, product_of
 from lawf_repl.engine.reach import reach_of
 from lawf_repl.engine.threads import workers
 from lawf_repl.learn.batch import Batch, completion_logits
@@ -68,7 +68,6 @@ class Stack:
         around = [decoder.embed_tokens, decoder.rotary_emb, decoder.norm, *(module for layer in layers for module in layer.modules())]
         self._hooks = [hooks for module in around for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self._own = [vars(module) for module in around]
-        self._width = found[0].width
 
     @property
     def works(self) -> bool:
@@ -340,7 +339,7 @@ class _Group:
         weight = joint(bases)
         if weight is None:
             raise _Otherwise
-        self._weight = weight  # (O, I)
+        self._weight, self._made = weight, product_of(bases[0])  # (O, I), and how products with it are made
         biases = [base.bias for base in bases]
         if any(bias is None for bias in biases) != all(bias is None for bias in biases):
             raise _Otherwise
@@ -372,9 +371,7 @@ class _Group:
         return [b.weight for _, b in self._loras]
 
     def __call__(self, x: torch.Tensor, kept: list[Any] | None, see: Seen | None = None) -> torch.Tensor:
-        y = _times(x, self._weight)
-        if self._bias is not None:
-            y += self._bias
+        y = self._made(x, self._weight, self._bias)
         if self._loras and not self._off:
             self._adapt(x, y, kept)
         if self._loras and see is not None:
@@ -395,7 +392,7 @@ class _Group:
     def back(self, slope: torch.Tensor, kept: list[Any], found: Gradients, below: bool = True) -> torch.Tensor:
         """The gradient (P, I) for x from that for y (P, O), unless nothing `below` wants it; those of every B are put in front of `found`."""
         if not self._loras:
-            return _times(slope, self._weight.t()) if below else slope
+            return self._made(slope, self._weight.t(), None) if below else slope
         a, b, inner = kept.pop()
         outward = (inner @ slope).mul_(self._scale)  # (all r, O)
         own, row, column = [], 0, 0
@@ -404,12 +401,8 @@ class _Group:
             own.append(outward[column:column + rank, row:row + rows].t().contiguous())
             row, column = row + rows, column + rank
         found[:0] = own
-        return _times(slope, self._weight.t()).addmm_((b @ slope.t()).t(), a, alpha=self._scale) if below else slope
+        return self._made(slope, self._weight.t(), None).addmm_((b @ slope.t()).t(), a, alpha=self._scale) if below else slope
 
     def _inward(self) -> torch.Tensor:
         return torch.cat([a.weight.detach() for a, _ in self._loras]) if len(self._loras) > 1 else self._loras[0][0].weight.detach()
 
-
-def _times(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x W' (P, O) of x (P, I) and W (O, I)."""
-    return by_onednn(x.contiguous(), weight, None) if onednn_works() and onednn_is_faster() else x @ weight.t()

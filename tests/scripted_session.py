@@ -116,7 +116,8 @@ def child(engine: Engine, folder: Path, name: str, board: Board) -> None:
 def main(folder: Path, count: int, seed: int) -> None:
     torch.set_num_threads(1)  # threads do not survive a fork, neither OpenMP's
     os.environ["OMP_NUM_THREADS"] = "1"  # nor lawf's,
-    tqdm.monitor_interval = 0  # and a lock that one held at that moment is never given back: the child would wait for ever
+    tqdm.monitor_interval = 0  # and a lock that one held at that moment is never given back: the child would wait for ever;
+    tqdm.set_lock(threading.RLock())  # as all later ones would for tqdm's own lock, which processes share, after one was killed with it
     chance, board = random.Random(seed), Board()
     engine = tiny()
     with tempfile.TemporaryDirectory() as first:  # what is imported and compiled on the way is so once, and not in every child

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 def kill(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Folders of sessions whose processes were killed, the first one not; and what their parent saw."""
     done = subprocess.run([sys.executable, "-m", "tests.scripted_session", str(folder), str(KILLS), "1"], capture_output=True, text=True,
-                          timeout=1800, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          timeout=600, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     return folder, [json.loads(line) for line in done.stdout.splitlines()]
 

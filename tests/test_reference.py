@@ -52,9 +52,14 @@ def adapter(request: pytest.FixtureRequest) -> Iterator[Adapter]:
     made.remove()
 
 
+@pytest.mark.parametrize("block", [1, 50, 2**18])
 @pytest.mark.parametrize("whole", [True, False])
-def test_divergence_and_slope_are_those_of_whole_logits(adapter: Adapter, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_and_slope_are_those_of_whole_logits(adapter: Adapter, whole: bool, block: int, monkeypatch: pytest.MonkeyPatch,
+                                                       request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(learn_reference, "CHUNK_BYTES", 2 * 4 * 259)  # two tokens at a time
+    monkeypatch.setattr(head, "BLOCK", block)
+    monkeypatch.setattr(head, "LEAST", min(block, 50))
+    assert Head(adapter)._is_one_product() == ("plain" in request.node.name)
     lower = Lower(adapter)
     batch = make_batch(ROWS, adapter.base.device)
     with adapter.off(), torch.no_grad():
@@ -70,6 +75,7 @@ def test_divergence_and_slope_are_those_of_whole_logits(adapter: Adapter, whole:
     assert torch.equal(found.top, logits.argmax(-1))
     for own, other in zip(torch.autograd.grad(states, parameters, found.slope), gradients, strict=True):
         assert torch.allclose(own, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    assert torch.equal(states, lower.states(batch)), "what is compared is left as it is"
     some = torch.tensor([5, 0, 7])
     assert torch.allclose(reference.at(some).rows(1, 3), base[some[1:]], atol=1e-5)
     assert torch.allclose(Reference.joined([reference.at(some), reference]).rows(2, 5), torch.cat([base[some], base])[2:5], atol=1e-5)

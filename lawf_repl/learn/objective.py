@@ -15,6 +15,8 @@ import torch
 
 from lawf_repl.records import Anchor
 
+LEAST_LOGPROB = -1e4  # of a token that the model masks with minus infinity: its probability is 0 all the same, and a product of both is not NaN
+
 
 @dataclass(frozen=True)
 class Target:
@@ -62,12 +64,9 @@ def marks(lengths: Sequence[int], anchors: Sequence[Sequence[Anchor]], device: t
 
 
 def finite_logprobs(logits: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities (N, V) from logits, in float32; a token that the model masks with minus infinity has one of -1e4.
-
-    Its probability is 0 all the same, and a product of both is 0 and not NaN.
-    """
+    """Log-probabilities (N, V) from logits, in float32, none below LEAST_LOGPROB."""
     logprobs = torch.log_softmax(logits.float(), -1)
-    return logprobs.clamp_min(-1e4) if logprobs.requires_grad else logprobs.clamp_min_(-1e4)
+    return logprobs.clamp_min(LEAST_LOGPROB) if logprobs.requires_grad else logprobs.clamp_min_(LEAST_LOGPROB)
 
 
 def token_kl(ref_logprobs: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:

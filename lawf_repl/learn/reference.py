@@ -11,17 +11,18 @@ from typing import NamedTuple
 
 import torch
 
-from lawf_repl.learn.head import Head
-from lawf_repl.learn.objective import finite_logprobs
+from lawf_repl.learn.head import Head, blocks
+from lawf_repl.learn.objective import LEAST_LOGPROB, finite_logprobs
 
-CHUNK_BYTES = 2**24  # of one tensor of log-probabilities; a chunk has five of them at a time
+CHUNK_BYTES = 2**26  # of one tensor of log-probabilities; a chunk has two of them at a time, and blocks of the vocabulary
 
 
 class Reference:
     """The base's distributions at N tokens: as log-probabilities, or as states that those follow from."""
 
-    def __init__(self, head: Head, states: torch.Tensor, logprobs: torch.Tensor | None = None) -> None:
+    def __init__(self, head: Head, states: torch.Tensor, logprobs: torch.Tensor | None = None, mass: torch.Tensor | None = None) -> None:
         self._head, self._states, self._logprobs = head, states, logprobs
+        self._mass = mass  # (N,) what the probabilities add up to with their rounding
 
     @classmethod
     @torch.no_grad()
@@ -33,7 +34,7 @@ class Reference:
         logprobs = torch.empty(len(states), head.vocabulary, device=states.device)
         for start, stop in chunks(len(states), head.vocabulary):
             logprobs[start:stop] = found.rows(start, stop)
-        return cls(head, states, logprobs)
+        return cls(head, states, logprobs, _mass(logprobs))
 
     def __len__(self) -> int:
         return len(self._states)
@@ -48,17 +49,29 @@ class Reference:
         """ref_logprobs (stop - start, V)."""
         if self._logprobs is not None:
             return self._logprobs[start:stop]
-        return finite_logprobs(self._head.logits(self._states[start:stop]))
+        logits, _ = self._head.free(self._states[start:stop])
+        whole = _logsumexp(logits)
+        for first, last in blocks(logits):
+            logits[:, first:last].sub_(whole).clamp_min_(LEAST_LOGPROB)
+        return logits
+
+    def mass(self, start: int, stop: int, rows: torch.Tensor) -> torch.Tensor:
+        """What the probabilities of `rows` add up to (stop - start,)."""
+        return _mass(rows) if self._mass is None else self._mass[start:stop]
 
     def at(self, places: torch.Tensor) -> Reference:
         """The same at some of the tokens (n,) alone."""
-        return Reference(self._head, self._states[places], None if self._logprobs is None else self._logprobs[places])
+        kept = [None if part is None else part[places] for part in (self._logprobs, self._mass)]
+        return Reference(self._head, self._states[places], *kept)
 
     @classmethod
     def joined(cls, parts: Sequence[Reference]) -> Reference:
         """One behind the other, at least one; log-probabilities stay kept where all have them."""
-        kept = [part._logprobs for part in parts if part._logprobs is not None]
-        return cls(parts[0]._head, torch.cat([part._states for part in parts]), torch.cat(kept) if len(kept) == len(parts) else None)
+        states = torch.cat([part._states for part in parts])
+        kept = [(part._logprobs, part._mass) for part in parts if part._logprobs is not None and part._mass is not None]
+        if len(kept) < len(parts):
+            return cls(parts[0]._head, states)
+        return cls(parts[0]._head, states, torch.cat([logprobs for logprobs, _ in kept]), torch.cat([mass for _, mass in kept]))
 
 
 Losses = Callable[[torch.Tensor], torch.Tensor]  # log-probabilities at the anchors (M, V) to what is lowered there (M,)
@@ -80,34 +93,52 @@ def compare(head: Head, states: torch.Tensor, reference: Reference, slope: bool 
     kl, top, slopes, loss = [], [], [], 0.0
     at_anchors = states.new_zeros(0, head.vocabulary, dtype=torch.float32)
     for start, stop in chunks(len(states), head.vocabulary, anchors):
-        own = states[start:stop].detach().requires_grad_(slope)
-        with torch.set_grad_enabled(slope):
-            logits = head.logits(own)  # (n, V)
+        logits, back = head.free(states[start:stop].detach(), slope)  # (n, V)
         first = anchors if start == 0 else 0  # anchors in this chunk
-        toward = []
+        toward = None
         if first:
-            leaf = logits[:first].detach().requires_grad_(slope)
+            leaf = logits[:first].clone().requires_grad_(slope)
             with torch.set_grad_enabled(slope):
                 at_anchors = finite_logprobs(leaf)
                 if losses is not None:
                     lowered = losses(at_anchors).sum()
                     loss += float(lowered.detach())
             if slope and losses is not None:
-                toward.append(torch.autograd.grad(lowered, leaf)[0])
+                toward = torch.autograd.grad(lowered, leaf)[0]
             at_anchors = at_anchors.detach()
         with torch.no_grad():
             top.append(logits.argmax(-1))
-            logprobs = finite_logprobs(logits[first:])
-            base = reference.rows(start + first - anchors, stop - anchors)
-            q = base.exp()
-            kl.append((base - logprobs).mul_(q).sum(-1))
+            rows = start + first - anchors, stop - anchors
+            base = reference.rows(*rows)
+            kl.append(_apart(logits[first:], base, reference.mass(*rows, base) if slope else None))
             if slope:
-                toward.append(logprobs.exp_().mul_(q.sum(-1, keepdim=True)).sub_(q))
-                whole = torch.cat(toward) if len(toward) > 1 else toward[0]
-                slopes.append(torch.autograd.grad(logits, own, whole.to(logits.dtype))[0])
+                logits[:first] = 0 if toward is None else toward
+                slopes.append(back(logits))
     none = states.new_zeros(0, dtype=torch.float32)
     found = torch.cat(kl) if kl else none
     return Compared(found, torch.cat(top) if top else none.long(), at_anchors, loss + float(found.sum()), torch.cat(slopes) if slopes else None)
+
+
+def _apart(logits: torch.Tensor, base: torch.Tensor, mass: torch.Tensor | None) -> torch.Tensor:
+    """KL(base || adapted) (n,) from logits (n, V), which are written over: with its slope for them, where what the base adds up to is given (n,)."""
+    whole, found = _logsumexp(logits), logits.new_zeros(len(logits))
+    for start, stop in blocks(logits):
+        own, known = logits[:, start:stop], base[:, start:stop]
+        own.sub_(whole).clamp_min_(LEAST_LOGPROB)
+        q = known.exp()
+        found += (known - own).mul_(q).sum(-1)
+        if mass is not None:
+            own.exp_().mul_(mass[:, None]).sub_(q)
+    return found
+
+
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """(n, 1) of logits (n, V)."""
+    return torch.stack([logits[:, start:stop].logsumexp(-1) for start, stop in blocks(logits)]).logsumexp(0)[:, None]
+
+
+def _mass(logprobs: torch.Tensor) -> torch.Tensor:
+    return torch.stack([logprobs[:, start:stop].exp().sum(-1) for start, stop in blocks(logprobs)]).sum(0)
 
 
 def chunks(count: int, vocabulary: int, least: int = 0) -> Iterator[tuple[int, int]]:

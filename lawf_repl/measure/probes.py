@@ -20,7 +20,8 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
 from lawf_repl.learn.head import Head
 from lawf_repl.learn.objective import finite_logprobs, token_kl
-from lawf_repl.learn.reference import chunks
+from lawf_repl.learn.reference import Reference as Kept
+from lawf_repl.learn.reference import chunks, compare
 from lawf_repl.records import ProbeResult
 
 NEAR_TIE = 0.02      # the base's top two probabilities this close: a change of top-1 is no change of mind
@@ -72,8 +73,7 @@ def measure_drift(engine: Engine, adapter: Adapter, probes: Sequence[Pair], stop
                 with adapter.off():
                     base = head.states(batch)  # (N, H)
                 states = head.states(batch)
-                found = [_compared(*(finite_logprobs(head.logits(rows[start:stop])) for rows in (base, states)))
-                         for start, stop in chunks(len(states), head.vocabulary)]
+                found = [_against(head, base[start:stop], states[start:stop]) for start, stop in chunks(len(states), head.vocabulary)]
             yield _changes(batch, *(torch.cat(column) for column in zip(*found, strict=True)))
 
     head = Head(adapter)
@@ -99,9 +99,22 @@ def _batches(engine: Engine, probes: Sequence[Pair]) -> Iterator[Batch]:
 
 def _compared(base: torch.Tensor, adapted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """KL in nats, whether the base was undecided, and whether the top-1 changed, each (n,), from log-probabilities (n, V)."""
+    top, near = _decided(base)
+    return token_kl(base, adapted), near, adapted.argmax(-1) != top
+
+
+def _against(head: Head, base: torch.Tensor, adapted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_compared`, from final states (n, H)."""
+    logprobs = Kept(head, base).rows(0, len(base))
+    top, near = _decided(logprobs)
+    found = compare(head, adapted, Kept(head, base, logprobs))
+    return found.kl, near, found.top != top
+
+
+def _decided(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The base's most probable token and whether another one is as good as that, each (n,), from its log-probabilities (n, V)."""
     top = base.topk(2, dim=-1)
-    near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE
-    return token_kl(base, adapted), near, adapted.argmax(-1) != top.indices[:, 0]
+    return top.indices[:, 0], top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE
 
 
 def _changes(batch: Batch, kl: torch.Tensor, near: torch.Tensor, changed: torch.Tensor) -> _Changes:

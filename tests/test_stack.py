@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     runs: list[bool] = []
     own = stack.Stack.states
 
-    def states(self: stack.Stack, packed: stack.Packed, again: int = 0) -> torch.Tensor:
+    def states(self: stack.Stack, packed: stack.Packed, room: float = math.inf) -> torch.Tensor:
         runs.append(torch.is_grad_enabled())
-        return own(self, packed, again)
+        return own(self, packed, room)
 
     monkeypatch.setattr(stack.Stack, "states", states)
     return runs
@@ -156,30 +157,46 @@ def test_it_steps_aside_where_something_looks_on_or_something_else_learns(counte
     assert True in counted
 
 
+@pytest.mark.parametrize("rows", [PADDED, EVEN], ids=["padded", "even"])
+@pytest.mark.parametrize("name", list(FAMILIES))
 @pytest.mark.parametrize("layers", ["upper", "all"])
-def test_without_room_the_lowest_layers_are_computed_again(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = trained("qwen3", layers)
-    lower, batch, wanted = Lower(adapter), make_batch(PADDED, adapter.base.device), outward(adapter)
+def test_without_room_the_lowest_layers_are_computed_again(layers: str, name: str, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = trained(name, layers)
+    lower, batch, wanted = Lower(adapter), make_batch(rows, adapter.base.device), outward(adapter)
     run(adapter, lower, batch, wanted)
     found = lower._stack
-    tokens, count, times = int(batch.mask.sum()), len(found.layers), [0]
-    attend = stack._Layer._attend
+    tokens, count, times = int(batch.mask.sum()), len(found.layers), {"_look": 0, "_wide": 0, "__call__": 0}
 
-    def counting(self: Any, *given: Any) -> torch.Tensor:
-        times[0] += 1
-        return attend(self, *given)
+    def counting(part: str) -> Any:
+        own = getattr(stack._Layer, part)
 
-    monkeypatch.setattr(stack._Layer, "_attend", counting)
-    whole = found.kept(tokens)
-    for room, again in ((whole, 0), (whole - 1, 1), (0, count - 1)):
-        lower.again.room, times[0] = room, 0
-        run(adapter, lower, batch, wanted)
-        assert times[0] == 2 * count + again, "with a gradient and without, and some of them once more"
-    lower.again.room, lower.again.every, times[0] = whole, True, 0
+        def counted(self: Any, *given: Any, **named: Any) -> torch.Tensor:
+            times[part] += 1
+            result: torch.Tensor = own(self, *given, **named)
+            return result
+
+        return counted
+
+    for part in times:
+        monkeypatch.setattr(stack._Layer, part, counting(part))
+    sizes = [found.layers[0].keeps(again) for again in stack.Again]
+    assert sizes == sorted(sizes, reverse=True)
+    whole, below, attention = found.kept(tokens), count - 1, 4 * tokens * (sizes[0] - sizes[1])
+    for room, looked, widened, run_whole in ((whole, 0, 0, 0), (whole - 1, 1, 0, 0), (whole - below * attention, below, 0, 0),
+                                             (whole - below * attention - 1, below, 1, 0), (0, below, below, below)):
+        lower.again.room = room
+        times.update(_look=0, _wide=0, __call__=0)
+        run(adapter, lower, batch, wanted)  # with a gradient and without, and some of it once more
+        assert times == {"_look": 2 * count + looked, "_wide": 2 * count + widened, "__call__": 2 * count + run_whole}, room
+    lower.again.room, lower.again.every = whole, True
+    times.update(__call__=0)
     run(adapter, lower, batch, wanted)
-    assert times[0] == 2 * count + count - 1
-    packed = found.pack(batch)
-    assert all(found.again(tokens, room) >= found.again(tokens, room + 1000) for room in range(0, whole, 1000)) and packed.shape == batch.ids.shape
+    assert times["__call__"] == 2 * count + below
+    for room in range(0, whole, 1000):
+        plan = found.plan(tokens, room)
+        assert plan == sorted(plan, reverse=True) and not plan[-1]
+        assert 4 * tokens * sum(layer.keeps(again) for layer, again in zip(found.layers, plan, strict=True)) <= room or set(plan[:-1]) == {3}
+        assert all(more <= less for more, less in zip(found.plan(tokens, room + 1000), plan, strict=True))
 
 
 def test_a_stack_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,17 +278,21 @@ def test_what_was_noted_holds_on_to_no_whole_input(counted: list[bool]) -> None:
     assert sample._last is None and len(sample.inputs) == 4 * 4
 
 
-def test_no_more_is_kept_than_it_says() -> None:
+@pytest.mark.parametrize("again", list(stack.Again))
+def test_no_more_is_kept_than_it_says(again: stack.Again) -> None:
     adapter = trained("qwen3", "all")
-    lower, batch = Lower(adapter), make_batch(PADDED * 5, adapter.base.device)
-    packed = lower._stack.pack(batch)
+    lower, batch = Lower(adapter), make_batch(EVEN * 5, adapter.base.device)
+    own = lower._stack
+    packed = own.pack(batch)
     kept: list[Any] = []
-    lower._stack._run(packed, kept)
+    plan = [*[again] * (len(own.layers) - 1), stack.Again.NOTHING]
+    own._run(packed, kept, plan)
     storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for entry in kept
                 for part in (entry if isinstance(entry, tuple) else (entry,)) for part in (part if isinstance(part, list) else [part])}
-    matrices = 4 * sum(parameter.numel() for parameter in adapter.parameters())
-    found, said = sum(storages.values()) - matrices, lower._stack.kept(len(packed.states))
-    assert 0.9 * said < found <= said * batch.ids.numel() / len(packed.states)  # attention's is padded
+    matrices = {a.untyped_storage().data_ptr() for entry in kept if isinstance(entry, tuple) and len(entry) == 3 for a in entry[:2]}
+    found = sum(size for place, size in storages.items() if place not in matrices)
+    said = 4 * len(packed.states) * sum(layer.keeps(one) for layer, one in zip(own.layers, plan, strict=True))
+    assert 0.8 * said < found < 1.1 * said
 
 
 def test_what_was_kept_is_used_once() -> None:

@@ -90,7 +90,7 @@ class Lower:
         if whole:
             return self._states_of(batch, kept)
         if (packed := self._pack(batch)) is not None:
-            return self._stack.states(packed, self._stack.again(len(packed.states), self.again.left))
+            return self._stack.states(packed, self.again.left)
         with self._as_one(), self.again.in_place(self._as_one):
             if self.again.every or not self._last.worth(batch):  # what is computed again in the backward pass is computed whole
                 return self._states_of(batch, kept)

@@ -8,8 +8,10 @@ What is computed is what the model's own modules say; before anything is trained
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -24,6 +26,16 @@ from lawf_repl.learn.fused import is_plain_lora
 
 Seen = Callable[[Any, torch.Tensor, torch.Tensor], None]  # a module, its inputs (P, I) and outputs (P, O)
 Gradients = list[torch.Tensor]
+
+
+class Again(IntEnum):
+    """What of a layer is computed again in the backward pass, because it was not kept: each more than the one before, and for more time a byte."""
+
+    NOTHING = 0
+    ATTENTION = 1  # projections and what becomes of them, up to what attention gives: more than half of what is kept, a third of the time
+    INSIDE = 2     # and the MLP's wide part
+    WHOLE = 3      # all behind its input
+
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class Stack:
 
     def kept(self, tokens: int) -> int:
         """Bytes that are kept for the backward pass of a batch of so many."""
-        return int(4 * tokens * sum(layer.kept for layer in self.layers))
+        return int(4 * tokens * sum(layer.keeps(Again.NOTHING) for layer in self.layers))
 
     def pack(self, batch: Batch) -> Packed:
         """A batch with the embeddings of its tokens for states."""
@@ -98,25 +110,29 @@ class Stack:
         half = cos.shape[-1] // 2
         return Packed(flat, places, chosen, cos[0, :, None], torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), -1), (B, T))
 
-    def again(self, tokens: int, room: float) -> int:
-        """How many of the lowest layers are computed again in the backward pass of so many tokens, for what is kept to fit in `room` bytes.
+    def plan(self, tokens: int, room: float) -> list[Again]:
+        """What each layer computes again in the backward pass of so many tokens, for what is kept to fit in `room` bytes: the lowest most.
 
-        Never the last, of which little is kept.
+        Nothing in the last, of which little is kept.
         """
-        over, count = self.kept(tokens) - room, 0
-        while over > 0 and count < len(self.layers) - 1:
-            over -= 4 * tokens * (self.layers[count].kept - self.layers[count].hidden)
-            count += 1
-        return count
+        plan, over = [Again.NOTHING] * len(self.layers), self.kept(tokens) - room
+        for step in (Again.ATTENTION, Again.INSIDE, Again.WHOLE):
+            for number, layer in enumerate(self.layers[:-1]):
+                if over <= 0:
+                    return plan
+                over -= 4 * tokens * (layer.keeps(plan[number]) - layer.keeps(step))
+                plan[number] = step
+        return plan
 
-    def states(self, packed: Packed, again: int = 0) -> torch.Tensor:
+    def states(self, packed: Packed, room: float = math.inf) -> torch.Tensor:
         """Final hidden states (N, H) of the chosen tokens, with a gradient for every B where gradients are computed.
 
-        Where the last layer is not the last of all, what it makes of every token (P, H). Of the lowest `again` layers their inputs are kept alone.
+        Where the last layer is not the last of all, what it makes of every token (P, H). About as much as `room` in bytes is kept for the gradient.
         """
         if not torch.is_grad_enabled():
             return self._run(packed, None)
-        out: torch.Tensor = _Whole.apply(self, packed, again, *(b for group in self._groups for b in group.outward()))  # type: ignore[no-untyped-call]
+        plan = self.plan(len(packed.states), room)
+        out: torch.Tensor = _Whole.apply(self, packed, plan, *(b for group in self._groups for b in group.outward()))  # type: ignore[no-untyped-call]
         return out
 
     @torch.no_grad()
@@ -126,28 +142,27 @@ class Stack:
             packed = replace(packed, states=layer(packed.states, packed, see=see))
         return packed.states if self._norm is None else self._norm(packed.states[packed.chosen], None)
 
-    def _run(self, packed: Packed, kept: list[Any] | None, again: int = 0) -> torch.Tensor:
+    def _run(self, packed: Packed, kept: list[Any] | None, plan: Sequence[Again] = ()) -> torch.Tensor:
         x = packed.states
-        for number, layer in enumerate(self.layers):
-            if kept is not None and number < again:
+        for layer, again in zip(self.layers, plan or [Again.NOTHING] * len(self.layers), strict=True):
+            if kept is not None and again is Again.WHOLE:
                 kept.append(x)
-            x = layer(x, packed, None if number < again else kept, self._chosen(layer, packed))
+            x = layer(x, packed, None if again is Again.WHOLE else kept, self._chosen(layer, packed), again=again)
         return x if self._norm is None else self._norm(x, kept)
 
     def _chosen(self, layer: _Layer, packed: Packed) -> torch.Tensor | None:
         """Tokens of which a layer's answer is wanted; None for all."""
         return packed.chosen if self._norm is not None and layer is self.layers[-1] else None
 
-    def _back(self, slope: torch.Tensor, packed: Packed, kept: list[Any], again: int) -> Gradients:
+    def _back(self, slope: torch.Tensor, packed: Packed, kept: list[Any], plan: Sequence[Again]) -> Gradients:
         found: Gradients = []
         slope = slope if self._norm is None else self._norm.back(slope, kept)
         for number, layer in reversed(list(enumerate(self.layers))):
             own: Gradients = []
-            chosen, inner = self._chosen(layer, packed), kept
-            if number < again:
-                x, inner = kept.pop(), []
-                layer(x, packed, inner, chosen)
-            below = layer.back(slope, packed, inner, chosen, number == 0, own)
+            chosen = self._chosen(layer, packed)
+            if plan[number] is Again.WHOLE:
+                layer(kept.pop(), packed, kept, chosen)
+            below = layer.back(slope, packed, kept, chosen, number == 0, own, plan[number])
             found[:0] = own
             if below is not None:
                 slope = below
@@ -179,9 +194,9 @@ class _Whole(torch.autograd.Function):
     """A stack as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, stack: Stack, packed: Packed, again: int, *outward: torch.Tensor) -> torch.Tensor:
-        ctx.stack, ctx.packed, ctx.again, ctx.kept = stack, packed, again, []
-        return stack._run(packed, ctx.kept, again)
+    def forward(ctx: Any, stack: Stack, packed: Packed, plan: Sequence[Again], *outward: torch.Tensor) -> torch.Tensor:
+        ctx.stack, ctx.packed, ctx.plan, ctx.kept = stack, packed, plan, []
+        return stack._run(packed, ctx.kept, plan)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -189,7 +204,7 @@ class _Whole(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             raise RuntimeError("trying to backward through a stack of layers a second time: what was kept for it is used up")
-        return None, None, None, *ctx.stack._back(slopes[0], ctx.packed, kept, ctx.again)
+        return None, None, None, *ctx.stack._back(slopes[0], ctx.packed, kept, ctx.plan)
 
 
 class _Otherwise(Exception):
@@ -215,36 +230,36 @@ class _Layer:
         if hasattr(attention, "q_norm"):
             weights = [norm.weight.detach().expand(count, -1) for norm, count in ((attention.q_norm, self._heads), (attention.k_norm, self._values))]
             self._head_norm = _Norm(attention.q_norm, torch.cat(weights))
-        wide = (self._heads + 2 * self._values) * self.width
-        self.hidden = int(layer.input_layernorm.weight.shape[0])
-        # numbers of a token: norms, queries and keys before they are turned, what attention takes and gives, the MLP's two factors, inside the LoRAs
-        self.kept = 2 * (self.hidden + self._inner) + wide + self._heads * self.width + sum(group.rank for group in self.groups)
-        if self._head_norm is not None:
-            self.kept += (self._heads + self._values) * self.width
+        self._hidden = int(layer.input_layernorm.weight.shape[0])
+
+    def keeps(self, again: Again) -> int:
+        """Numbers of a token that are kept for the backward pass, where so much is computed again."""
+        if again is Again.WHOLE:
+            return self._hidden
+        kept = 2 * self._hidden + self._give.rank + self._narrow.rank  # the norms'
+        if again < Again.INSIDE:
+            kept += 2 * self._inner + self._widen.rank
+        if again < Again.ATTENTION:  # what attention takes and gives, and queries and keys before they are turned
+            kept += self._project.rank + (2 * self._heads + 2 * self._values) * self.width
+            kept += (self._heads + self._values) * self.width if self._head_norm is not None else 0
+        return kept
 
     def __call__(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None = None, chosen: torch.Tensor | None = None,
-                 see: Seen | None = None) -> torch.Tensor:
-        """What the layer makes of x (P, H), of the `chosen` tokens alone where they are given (N, H)."""
-        values = self._values * self.width
-        made = self._project(self._norm(x, kept), kept, see)  # (P, O)
-        turned = made[:, :-values].unflatten(-1, (-1, self.width))  # queries and keys (P, heads + groups, D)
-        if self._head_norm is not None:
-            turned = self._head_norm(turned, kept)
-        turned = _turn(turned, packed.cos, packed.sin)
-        seen = self._attend(torch.cat((turned.flatten(1), made[:, -values:]), 1), packed, kept)  # (P, heads D)
+                 see: Seen | None = None, again: Again = Again.NOTHING) -> torch.Tensor:
+        """What the layer makes of x (P, H), of the `chosen` tokens alone where they are given (N, H); what is computed `again` is not kept."""
+        seen = self._look(self._norm(x, kept), packed, kept if again < Again.ATTENTION else None, see)
         if chosen is not None:
             seen, x = seen[chosen], x[chosen]
         x = self._give(seen, kept, see).add_(x)
-        wide = self._widen(self._behind(x, kept), kept, see)
-        gate, up = wide[:, :self._inner], wide[:, self._inner:]
-        if kept is not None:
-            kept.append(wide)
-        return self._narrow(F.silu(gate).mul_(up), kept, see).add_(x)
+        wide = self._wide(self._behind(x, kept), kept if again < Again.INSIDE else None, see)
+        return self._narrow(F.silu(wide[:, :self._inner]).mul_(wide[:, self._inner:]), kept, see).add_(x)
 
     def back(self, slope: torch.Tensor, packed: Packed, kept: list[Any], chosen: torch.Tensor | None, lowest: bool,
-             found: Gradients) -> torch.Tensor | None:
+             found: Gradients, again: Again = Again.NOTHING) -> torch.Tensor | None:
         """The gradient for x from that for what came out; the gradients of every B are put in front of `found`. None at the lowest layer."""
         inner = self._narrow.back(slope, kept, found)
+        if again is Again.INSIDE:
+            self._wide(self._behind.again(kept), kept)
         wide = kept.pop()
         gate, up = wide[:, :self._inner], wide[:, self._inner:]
         # of y = silu(a) b, with s = sigmoid(a): db = a s dy, da = b (s + a s (1 - s)) dy
@@ -257,6 +272,8 @@ class _Layer:
         seen = self._give.back(slope, kept, found)
         if chosen is not None:  # a token predicts one at most
             seen, slope = (part.new_zeros(len(packed.states), part.shape[1]).index_copy_(0, chosen, part) for part in (seen, slope))
+        if again in (Again.ATTENTION, Again.INSIDE):
+            self._look(self._norm.again(kept), packed, kept)
         made = self._attend_back(seen, packed, kept)
         values = self._values * self.width
         turned = _turn_back(made[:, :-values].unflatten(-1, (-1, self.width)), packed.cos, packed.sin)
@@ -264,6 +281,23 @@ class _Layer:
             turned = self._head_norm.back(turned, kept)
         below = self._project.back(torch.cat((turned.flatten(1), made[:, -values:]), 1), kept, found, not lowest)
         return None if lowest else self._norm.back(below, kept).add_(slope)
+
+    def _look(self, x: torch.Tensor, packed: Packed, kept: list[Any] | None, see: Seen | None = None) -> torch.Tensor:
+        """What every token sees of itself and of those before it (P, heads D), from normed states (P, H)."""
+        values = self._values * self.width
+        made = self._project(x, kept, see)  # (P, O)
+        turned = made[:, :-values].unflatten(-1, (-1, self.width))  # queries and keys (P, heads + groups, D)
+        if self._head_norm is not None:
+            turned = self._head_norm(turned, kept)
+        turned = _turn(turned, packed.cos, packed.sin)
+        return self._attend(torch.cat((turned.flatten(1), made[:, -values:]), 1), packed, kept)
+
+    def _wide(self, x: torch.Tensor, kept: list[Any] | None, see: Seen | None = None) -> torch.Tensor:
+        """The MLP's two factors side by side (N, 2 I), from normed states (N, H)."""
+        wide = self._widen(x, kept, see)
+        if kept is not None:
+            kept.append(wide)
+        return wide
 
     def _attend(self, made: torch.Tensor, packed: Packed, kept: list[Any] | None) -> torch.Tensor:
         """Causal attention (P, heads D) of queries, keys and values side by side (P, O). What pads a text stands behind it, where nobody looks."""
@@ -316,6 +350,11 @@ class _Norm:
         if kept is None:
             return unit.mul_(self._weight)
         kept.append((unit, inverse))
+        return unit * self._weight
+
+    def again(self, kept: list[Any]) -> torch.Tensor:
+        """What was made where the latest of `kept` is from."""
+        unit: torch.Tensor = kept[-1][0]
         return unit * self._weight
 
     def back(self, slope: torch.Tensor, kept: list[Any]) -> torch.Tensor:

@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from lawf_repl.config import Settings
+from lawf_repl.engine import layout as layouts
+from lawf_repl.engine import products
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
@@ -79,14 +81,18 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
 
 
-@pytest.mark.parametrize("layout", ["columns", pytest.param("rows", marks=needs_onednn)])
+@pytest.mark.parametrize("layout", ["columns", pytest.param("rows", marks=needs_onednn), pytest.param("wide", marks=needs_onednn)])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_short_way_gives_the_logits_of_a_full_forward(name: str, layout: str, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     if layout == "columns":
         monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
+    if layout == "wide":  # as if all that is wide were large, on a processor where MKL makes the products
+        monkeypatch.setattr(products, "LARGE", 0)
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
     model = make(name)
     expected = full(model, TEXT)
     lay_out(model)
+    assert (model.lm_head.weight.stride(0) == 1) == (layout == "columns" or (layout == "wide" and torch.backends.mkl.is_available()))
     cache = KeptCache(model)
     assert torch.allclose(cache.feed(TEXT[:5], 1), expected[4:5], atol=EXACT)
     assert torch.allclose(cache.feed(TEXT[5:12], 7), expected[5:12], atol=EXACT)
@@ -111,6 +117,17 @@ def test_without_onednn_weights_are_columns_side_by_side(monkeypatch: pytest.Mon
     same = laid_out()
     assert same.lm_head.weight.stride() == (1, 259) and same.model.layers[0].mlp.down_proj.weight.stride() == (48, 1)
     assert sides(same) == (True, True)
+
+
+@needs_onednn
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
+def test_with_mkl_what_is_large_and_wide_is_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(layouts, "ROWS", 7)
+    same = laid_out()
+    assert same.lm_head.weight.stride() == (1, 259) and same.model.layers[0].mlp.down_proj.weight.is_contiguous()
+    assert same.model.layers[0].mlp.gate_proj.weight.stride(0) == 1 and sides(same) == (True, True)
 
 
 @needs_onednn

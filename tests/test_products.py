@@ -135,6 +135,43 @@ def test_on_a_processor_without_wide_vectors_matrices_are_torchs_own_and_a_vecto
     assert not made and bool(read) == torch.backends.mkl.is_available()
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_large_wide_matrix_in_columns_is_read_in_parts_of_them(made: list[torch.Size], monkeypatch: pytest.MonkeyPatch, threads: int,
+                                                                 biased: bool) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(products, "LARGE", 200 * 60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    read: list[int] = []
+    own = products.by_column_parts
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.Tensor:
+        read.append(parts)
+        return own(x, weight, parts)
+
+    monkeypatch.setattr(products, "by_column_parts", noted)
+    generator = torch.Generator().manual_seed(threads)
+    weight, x = torch.randn(200, 60, generator=generator), torch.randn(1, 1, 60, generator=generator)
+    bias = torch.randn(200, generator=generator) if biased else None
+    expected = functional.linear(x, weight, bias)
+    found = product(x, lying(weight, "columns"), bias)
+    assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-4) and read == [products.parts_of(60, threads)]
+    assert torch.allclose(products.of_vector(lying(weight, "columns"))(x[0, 0]), functional.linear(x[0, 0], weight), atol=1e-4)
+    for other in (lying(weight, "rows"), lying(weight, "gaps"), lying(weight[:100], "columns")):  # not in columns, or not large
+        assert torch.allclose(product(x, other, None), functional.linear(x, other), atol=1e-4)
+    several = torch.randn(3, 60, generator=generator)
+    assert torch.equal(product(several, lying(weight, "columns"), bias), functional.linear(several, lying(weight, "columns"), bias))
+    assert len(read) == 1 and not made
+
+
+@pytest.mark.parametrize(("rows", "width", "faster", "columns"), [
+    (4096, 1024, False, True), (1024, 2048, False, False), (3072, 192, False, False), (49152, 576, False, True), (49152, 576, True, False)])
+def test_which_matrices_lie_in_columns(rows: int, width: int, faster: bool, columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+    assert products.in_columns(rows, width) == (columns and torch.backends.mkl.is_available())
+
+
 @pytest.mark.parametrize(("capability", "faster"), [("AVX2", False), ("DEFAULT", False), ("AVX512", True), ("AVX512_VNNI", True)])
 def test_which_library_is_faster_is_a_matter_of_the_processor(capability: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)

@@ -97,15 +97,17 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return runs
 
 
-@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("by", ["onednn", "mkl", "mkl, columns"])
 @pytest.mark.parametrize("rows", [PADDED, EVEN, ALONE], ids=["padded", "even", "alone"])
 @pytest.mark.parametrize("layers", ["upper", "all"])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_states_and_gradients_are_those_of_the_models_own_modules(name: str, layers: str, rows: Any, faster: bool, counted: list[bool],
+def test_states_and_gradients_are_those_of_the_models_own_modules(name: str, layers: str, rows: Any, by: str, counted: list[bool],
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
-    if faster and not products.onednn_works():
+    if by == "onednn" and not products.onednn_works():
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: by == "onednn")
+    if by == "mkl, columns":
+        monkeypatch.setattr(products, "LARGE", 0)
     adapter = trained(name, layers)
     lower, batch, wanted = Lower(adapter), make_batch(rows, adapter.base.device), outward(adapter)
     for _ in range(3):

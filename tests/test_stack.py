@@ -14,11 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from lawf_repl.config import Settings
 from lawf_repl.engine import products
 from lawf_repl.engine.layout import lay_out
+from lawf_repl.learn import layer as layers_written
 from lawf_repl.learn import stack
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.basis import Moments
 from lawf_repl.learn.batch import Batch, completion_logits, make_batch
+from lawf_repl.learn.layer import Recompute
 from lawf_repl.learn.lower import Lower
+from lawf_repl.learn.packed import Packed
 from tests.architecture_zoo import ARCHITECTURES
 
 PADDED = [((1, 6, 7, 11, 12), (8, 9, 10)), ((1, 6), (7, 8, 9)), ((5, 4, 3, 2), (1,))]
@@ -89,7 +92,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     runs: list[bool] = []
     own = stack.Stack.states
 
-    def states(self: stack.Stack, packed: stack.Packed, room: float = math.inf) -> torch.Tensor:
+    def states(self: stack.Stack, packed: Packed, room: float = math.inf) -> torch.Tensor:
         runs.append(torch.is_grad_enabled())
         return own(self, packed, room)
 
@@ -170,7 +173,7 @@ def test_without_room_the_lowest_layers_are_computed_again(layers: str, name: st
     tokens, count, times = int(batch.mask.sum()), len(found.layers), {"_look": 0, "_wide": 0, "__call__": 0}
 
     def counting(part: str) -> Any:
-        own = getattr(stack._Layer, part)
+        own = getattr(layers_written.Layer, part)
 
         def counted(self: Any, *given: Any, **named: Any) -> torch.Tensor:
             times[part] += 1
@@ -180,8 +183,8 @@ def test_without_room_the_lowest_layers_are_computed_again(layers: str, name: st
         return counted
 
     for part in times:
-        monkeypatch.setattr(stack._Layer, part, counting(part))
-    sizes = [found.layers[0].keeps(again) for again in stack.Again]
+        monkeypatch.setattr(layers_written.Layer, part, counting(part))
+    sizes = [found.layers[0].keeps(again) for again in Recompute]
     assert sizes == sorted(sizes, reverse=True)
     whole, below, attention = found.kept(tokens), count - 1, 4 * tokens * (sizes[0] - sizes[1])
     for room, looked, widened, run_whole in ((whole, 0, 0, 0), (whole - 1, 1, 0, 0), (whole - below * attention, below, 0, 0),
@@ -203,7 +206,7 @@ def test_without_room_the_lowest_layers_are_computed_again(layers: str, name: st
 
 def test_a_stack_that_gives_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = trained("qwen3")
-    monkeypatch.setattr(stack, "_turn", lambda x, cos, sin: x)
+    monkeypatch.setattr(layers_written, "_turn", lambda x, cos, sin: x)
     lower, batch, wanted = Lower(adapter), make_batch(PADDED, adapter.base.device), outward(adapter)
     for _ in range(3):
         run(adapter, lower, batch, wanted)
@@ -252,6 +255,7 @@ def test_a_lora_elsewhere_in_the_model_is_not_passed_by(place: str, tmp_path: Pa
             assert torch.allclose(lower.logits(batch), expected, atol=2e-5 * float(expected.abs().max())), on
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_a_batch_without_a_completion_has_no_states() -> None:
     adapter = trained("qwen3")
     lower, device = Lower(adapter), adapter.base.device
@@ -280,14 +284,14 @@ def test_what_was_noted_holds_on_to_no_whole_input(counted: list[bool]) -> None:
     assert sample._last is None and len(sample.inputs) == 4 * 4
 
 
-@pytest.mark.parametrize("again", list(stack.Again))
-def test_no_more_is_kept_than_it_says(again: stack.Again) -> None:
+@pytest.mark.parametrize("again", list(Recompute))
+def test_no_more_is_kept_than_it_says(again: Recompute) -> None:
     adapter = trained("qwen3", "all")
     lower, batch = Lower(adapter), make_batch(EVEN * 5, adapter.base.device)
     own = lower._stack
     packed = own.pack(batch)
     kept: list[Any] = []
-    plan = [*[again] * (len(own.layers) - 1), stack.Again.NOTHING]
+    plan = [*[again] * (len(own.layers) - 1), Recompute.NOTHING]
     own._run(packed, kept, plan)
     storages = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for entry in kept
                 for part in (entry if isinstance(entry, tuple) else (entry,)) for part in (part if isinstance(part, list) else [part])}

@@ -26,7 +26,8 @@ from lawf_repl.learn.elementwise import Elementwise
 from lawf_repl.learn.fused import Fused
 from lawf_repl.learn.head import NOT_APART, Head, replaced
 from lawf_repl.learn.last import Last
-from lawf_repl.learn.stack import Packed, Stack
+from lawf_repl.learn.packed import Packed
+from lawf_repl.learn.stack import Stack
 
 T = TypeVar("T")
 CLOSE = 1e-3  # of the states' spread
@@ -142,7 +143,7 @@ class Lower:
         self._stack_tried = True
         expected = self.head.states(batch)
         try:
-            good = torch.allclose(self._stack.states(packed), expected, rtol=0, atol=CLOSE * float(expected.std()), equal_nan=True)
+            good = _alike(self._stack.states(packed), expected)
         except NOT_APART:
             good = False
         if not good:
@@ -198,7 +199,7 @@ class Lower:
         expected = self._states_of(batch, kept)
         try:
             with self._last.narrowed(batch):
-                good = torch.allclose(self._states_of(batch, kept), expected, rtol=0, atol=CLOSE * float(expected.float().std()), equal_nan=True)
+                good = _alike(self._states_of(batch, kept), expected)
         except NOT_APART:
             good = False
         if not good:
@@ -215,7 +216,7 @@ class Lower:
         self._tried = True
         try:
             again = self._states_of(batch)
-            good = torch.allclose(again, whole, rtol=0, atol=CLOSE * float(whole.float().std()), equal_nan=True)
+            good = _alike(again, whole)
         except NOT_APART:  # it needs what the layers would have given
             good = False
         if not good:
@@ -248,6 +249,12 @@ class Lower:
 def room_of(device: torch.device, model: Any) -> float:
     """Bytes that layers may keep of a batch: a CPU has no error that says it is full, as an accelerator has."""
     return beside_weights(model, KEPT) if device.type == "cpu" else math.inf
+
+
+def _alike(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether states (N, H) are the same up to rounding."""
+    spread = float(expected.float().std()) if expected.numel() > 1 else 0.0
+    return torch.allclose(found, expected, rtol=0, atol=CLOSE * spread, equal_nan=True)
 
 
 def _fixed(part: Any) -> Any:

@@ -17,7 +17,7 @@ from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.threads import side_by_side
 from lawf_repl.learn.batch import Pair, make_batch
 from lawf_repl.learn.objective import finite_logprobs
-from lawf_repl.learn.stack import Reader
+from lawf_repl.learn.reader import Reader
 from lawf_repl.records import Case
 
 ANCHORS = 2           # from which on what was rejected and chosen is brought up

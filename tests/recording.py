@@ -35,9 +35,10 @@ STEPS: tuple[tuple[str, Sequence[str], str], ...] = (
     ("accepted:", ["t"], ""),
     ("answer right   round", [], "`a` accepts, `t` trains:"),
     ("Fixed:", [*"/export peft australia", "\r"], "And the prompt again, before and after, with what else changed:"),
-    ("serve it:", [*"/quit", "\r"], "`/export` writes it for other software, and loads it there before it is called good:"),
+    ("lawf.json", [*"/quit", "\r"], "`/export` writes it for other software, loads it there before it is called good, and says how to serve it:"),
     ("bye", [], ""),
 )
+MOVING = ("answer right   round", "lawf.json")  # the screen goes on at once
 
 
 def record() -> list[Event]:
@@ -70,9 +71,10 @@ def record() -> list[Event]:
         for pattern, keys, caption in STEPS:
             if not watch(300, pattern):
                 raise SystemExit(f"{pattern!r} was not seen on the screen:\n" + "\n".join(terminal.display))
-            watch(0.0 if "round" in pattern else 1.0)
+            watch(0.0 if pattern in MOVING else 1.0)
             if caption:
                 events.append((round(time.monotonic() - started, 3), "m", caption))
+            watch(1.0 if keys and pattern in MOVING else 0.0)
             for key in keys:
                 child.send(key.encode())
                 watch(0.12)

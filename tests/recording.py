@@ -31,7 +31,7 @@ STEPS: tuple[tuple[str, Sequence[str], str], ...] = (
     (r"? keys", ["\r"], "The answer, opened on the token that the model was least sure of:"),
     ("all others", ["c", *"Canberra"], "`Enter`: what else could have stood there:"),
     ("berra 9", ["\r"], "`c` and the right word, shown as the tokens that it becomes:"),
-    ("Canberra.⟨im_end⟩", ["a"], "`Enter`: the model goes on from there, its cache cut and not read again:"),
+    ("Canberra.⟨im_end⟩", ["a"], "`Enter`: the model goes on from there, what was read before is not read again:"),
     ("accepted:", ["t"], ""),
     ("answer right   round", [], "`a` accepts, `t` trains:"),
     ("Fixed:", [*"/export peft australia", "\r"], "And the prompt again, before and after, with what else changed:"),

@@ -28,7 +28,7 @@ from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import make_batch
 from lawf_repl.learn.objective import make_target
 from lawf_repl.learn.train import Loop
-from lawf_repl.measure.probes import ProbeSet, Reference, _changes, _compared, measure_drift
+from lawf_repl.measure.probes import ProbeSet, Reference, _changes, _looked, measure_drift
 from lawf_repl.records import Anchor
 from lawf_repl.session import Session
 from lawf_repl.ui.bench import stream_table, summary_table
@@ -114,8 +114,11 @@ def test_a_kept_reference_measures_what_measuring_drift_measures(demo_engine: En
     try:
         weights = adapter.snapshot()
         adapter.restore({name: value + 0.02 for name, value in weights.items()})
-        found = reference.measure()
-        assert found == measure_drift(demo_engine, adapter, probes) and found.drift_nats > 0
+        found, other = reference.measure(), measure_drift(demo_engine, adapter, probes)
+        assert found.drift_nats == pytest.approx(other.drift_nats, rel=0.1) and found.drift_nats > 0  # rounding: 1e-8 of 7e-7
+        assert other == replace(found, drift_nats=other.drift_nats)
+        with adapter.off():
+            assert measure_drift(demo_engine, adapter, probes).drift_nats == 0 == reference.measure().drift_nats
     finally:
         adapter.remove()
 
@@ -185,7 +188,7 @@ def test_a_change_where_the_base_was_undecided_is_counted_apart_and_the_first_ch
     sure, torn, other = torch.tensor([0.9, 0.1]), torch.tensor([0.505, 0.495]), torch.tensor([0.2, 0.8])
     base = torch.stack([torn, sure, sure, torn, sure, sure]).log()
     adapted = torch.stack([other, other, other, other, sure, sure]).log()
-    found = _changes(batch, *_compared(base, adapted))
+    found = _changes(batch, *_looked(base, adapted))
     assert (found.tokens, found.flipped, found.tied) == (6, 1, 1)  # the second row changes first where the base was sure
 
 

@@ -30,7 +30,7 @@ def test_the_screens_are_those_of_today() -> None:
     last = next(screen for caption, screen in shown.items() if "before and after" in caption)
     assert "Fixed: the prompt now gives" in last and "reliability" in last
     export = next(screen for caption, screen in shown.items() if "export" in caption)
-    assert "PASS  australia" in export and "load_adapter: 1 of 1 accepted answers" in export
+    assert "PASS  australia" in export and "serve it:" in export and "load_adapter: 1 of 1 accepted answers" in export
 
 
 def test_no_path_of_the_machine_stands_in_it() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lawf_repl.config import Settings
+from lawf_repl.engine import products
 from lawf_repl.engine.rows import rows_at_once
 from lawf_repl.errors import OutOfMemory
 from lawf_repl.learn import head
@@ -23,7 +24,7 @@ from lawf_repl.learn.head import Head
 from lawf_repl.learn.lower import Lower
 from lawf_repl.learn.objective import finite_logprobs, token_kl
 from lawf_repl.learn.pool import Pool, packed
-from lawf_repl.learn.reference import Reference, chunks, compare
+from lawf_repl.learn.reference import Reference, chunks, compare, divergence
 from lawf_repl.learn.standing import prepare
 from lawf_repl.learn.train import Loop, train
 from lawf_repl.records import Anchor, Case
@@ -31,7 +32,7 @@ from tests.conftest import make_tiny_model
 
 ROWS = [((1, 60, 70), (80, 90, 100)), ((1, 61, 71, 81, 91), (101, 62)), ((1, 63), (72, 82, 92, 102))]
 CASE = Case("x", (1, 60, 70), (80, 90, 100, 110, 120), (Anchor(1, 9, 90, "", "", 1.0, 0.0), Anchor(3, 9, 110, "", "", 0.6, 0.01)))
-HEADS = ("plain", "scaled", "capped", "adapted")
+HEADS = ("plain", "scaled", "capped", "bounded", "adapted")
 
 
 @pytest.fixture(params=HEADS)
@@ -42,6 +43,8 @@ def adapter(request: pytest.FixtureRequest) -> Iterator[Adapter]:
         model.lm_head.register_forward_hook(lambda module, inputs, out: out / 3)
     if request.param == "capped":
         model.lm_head.register_forward_hook(lambda module, inputs, out: 2 * torch.tanh(out / 2))
+    if request.param == "bounded":  # what it gives is what its way back needs
+        model.lm_head.register_forward_hook(lambda module, inputs, out: torch.tanh(out))
     made = Adapter.fresh(model, Settings(), "tiny")
     torch.manual_seed(1)
     made.restore({name: 0.3 * torch.randn_like(value) for name, value in made.snapshot().items()})
@@ -76,9 +79,72 @@ def test_divergence_and_slope_are_those_of_whole_logits(adapter: Adapter, whole:
     for own, other in zip(torch.autograd.grad(states, parameters, found.slope), gradients, strict=True):
         assert torch.allclose(own, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
     assert torch.equal(states, lower.states(batch)), "what is compared is left as it is"
+    alone = compare(lower.head, states, reference.at(torch.arange(2, 9)), slope=True, anchors=2)
+    assert found.slope is not None and alone.slope is not None and not alone.slope[:2].any(), "nothing is asked of these"
+    assert torch.allclose(alone.slope[2:], found.slope[2:], atol=1e-6) and torch.allclose(alone.logprobs.exp().sum(-1), torch.ones(2))
     some = torch.tensor([5, 0, 7])
     assert torch.allclose(reference.at(some).rows(1, 3), base[some[1:]], atol=1e-5)
     assert torch.allclose(Reference.joined([reference.at(some), reference]).rows(2, 5), torch.cat([base[some], base])[2:5], atol=1e-5)
+
+
+def test_slopes_add_up_to_nothing_with_the_references_own_rounding(adapter: Adapter) -> None:
+    """KL of what adds up to more than 1 has a slope of p times that sum less q."""
+    own = Head(adapter)
+    states = own.states(make_batch(ROWS, adapter.base.device)).detach()
+    logprobs = Reference.of(own, states, True).rows(0, 9)
+    more = torch.tensor([0.0, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.7])
+    kept = Reference.of(own, states, True)
+    assert kept._mass is not None and kept._logprobs is not None
+    kept._logprobs += more[:, None]
+    kept._mass *= more.exp()
+    joined = Reference.joined([kept.at(torch.arange(3)), kept.at(torch.arange(3, 9))])
+    for reference in (kept, Reference(own, states, logprobs + more[:, None]), joined):
+        logits = own.free(states)[0]
+        divergence(logits, reference.rows(0, 9), reference.mass(0, 9, reference.rows(0, 9)))
+        assert torch.allclose(logits.sum(-1), torch.zeros(9), atol=1e-5), "p and q of the same sum"
+        assert float(logits.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("odd", ["hooked", "own", "learns", "biased", "half", "fine"])
+def test_a_head_is_one_product_only_where_it_is_nothing_else(odd: str) -> None:
+    model: Any = make_tiny_model()
+    adapter = Adapter.fresh(model, Settings(), "tiny")
+    own, states, linear = Head(adapter), torch.randn(4, 32), model.lm_head
+    linear.requires_grad_(odd == "learns")
+    if odd == "hooked":
+        linear.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    if odd == "own":
+        linear.forward = lambda x: torch.nn.functional.linear(x, linear.weight) / 2
+    if odd == "biased":
+        linear.bias = torch.nn.Parameter(torch.randn(259), requires_grad=False)
+    if odd == "half":
+        model.to(torch.bfloat16)
+        states = states.bfloat16()
+    assert own._is_one_product() == (odd == "fine")
+    logits, back = own.free(states, learns=True)
+    leaf = states.clone().requires_grad_()
+    expected = own.logits(leaf)
+    toward = torch.randn(4, 259)
+    assert logits.dtype == torch.float32 and torch.allclose(logits, expected.float(), atol=1e-5)
+    slope = torch.autograd.grad(expected, leaf, toward.to(expected.dtype))[0]
+    assert torch.allclose(back(toward).float(), slope.float(), rtol=1e-2, atol=1e-2 if odd == "half" else 1e-5)
+    logits.zero_()
+    assert torch.allclose(own.free(states)[0], expected.float(), atol=1e-5), "it may be written over"
+
+
+def test_a_head_is_computed_as_its_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN's product does not work no layer was taken over, whatever the processor."""
+    adapter = Adapter.fresh(make_tiny_model(), Settings(), "tiny")
+    own = Head(adapter)
+
+    def missing(*_: Any) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(products, "by_onednn", missing)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    assert type(adapter.base.lm_head) is torch.nn.Linear
+    logits, back = own.free(torch.randn(4, 32), learns=True)
+    assert back(logits).shape == (4, 32)
 
 
 def test_a_model_is_taken_apart_unless_a_lora_stands_on_its_head(adapter: Adapter, request: pytest.FixtureRequest) -> None:

@@ -75,7 +75,7 @@ def _column_parts(weight: torch.Tensor) -> int:
 
 
 def in_columns(rows: int, width: int) -> bool:
-    """Whether a matrix of that shape is best laid out column by column, where oneDNN's product works."""
+    """Whether a matrix of that shape is best laid out column by column: its products are MKL's then, whatever else works here."""
     return rows >= WIDE * width and rows * width >= LARGE and torch.backends.mkl.is_available() and not onednn_is_faster()
 
 

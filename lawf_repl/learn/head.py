@@ -16,13 +16,14 @@ from transformers.utils.generic import ModelOutput
 
 from lawf_repl.engine.cache import uncached
 from lawf_repl.engine.layout import is_plain
-from lawf_repl.engine.products import FrozenLinear, product
+from lawf_repl.engine.products import FrozenLinear, product_of
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, completion_logits, forward
 
 TRIAL = 8     # tokens that it is tried on
 CLOSE = 0.01  # mean difference of the logits, as a share of their spread: rounding in half precision; what is wrong is off by more
 BLOCK, LEAST = 2**18, 2**11  # logits of a block of the vocabulary, and tokens of it at least: so many are still in the cache when they are used
+WHOLE = 2**22  # the same on an accelerator, where a block is a call and no more has to be kept beside it
 NOT_APART = (TypeError, ValueError, RuntimeError, AttributeError, LookupError)  # what a model that works otherwise raises
 
 Back = Callable[[torch.Tensor], torch.Tensor]  # the gradient for logits (n, V) to that for the states (n, H)
@@ -83,17 +84,17 @@ class Head:
         With few rows MKL makes a head of 150,000 tokens in one piece at a third of the speed that it has block by block.
         """
         if self._is_one_product():
-            weight = self.alone.weight
+            product, weight = product_of(self.alone), self.alone.weight.detach()
             with torch.no_grad():
                 made = states.new_empty(len(states), self.vocabulary)
                 for start, stop in blocks(made):
                     made[:, start:stop] = product(states, weight[start:stop], None)
-            return made, lambda slope: product(slope, weight.detach().t(), None)
+            return made, lambda slope: product(slope, weight.t(), None)
         own = states.detach().requires_grad_(learns)
         with torch.set_grad_enabled(learns):
             logits = self.logits(own)
         whole = logits.detach().float()
-        if whole.data_ptr() == logits.data_ptr() and (learns or self._decoder is None):  # still needed, for the way back or as the states
+        if whole.data_ptr() == logits.data_ptr():  # needed as they are: for the way back, as the states, or by one who looks on
             whole = whole.clone()
         return whole, lambda slope: torch.autograd.grad(logits, own, slope.to(logits.dtype))[0]
 
@@ -122,9 +123,9 @@ class Head:
 
 
 def blocks(logits: torch.Tensor) -> Iterator[tuple[int, int]]:
-    """[start, stop) of as much of the vocabulary at a time as a processor's cache holds of logits (n, V); all of it on an accelerator."""
+    """[start, stop) of the vocabulary, as much at a time as a processor's cache holds of logits (n, V)."""
     count, vocabulary = logits.shape
-    width = max(LEAST, BLOCK // max(count, 1)) if logits.device.type == "cpu" else vocabulary
+    width = max(LEAST, (BLOCK if logits.device.type == "cpu" else WHOLE) // max(count, 1))
     yield from ((start, min(start + width, vocabulary)) for start in range(0, vocabulary, width))
 
 

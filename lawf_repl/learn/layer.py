@@ -31,7 +31,6 @@ class Recompute(IntEnum):
     WHOLE = 3      # all behind its input
 
 
-
 class Otherwise(Exception):
     """A layer is built in another way than what is written out here."""
 

@@ -32,9 +32,11 @@ class Reference:
         if not whole:
             return found
         logprobs = torch.empty(len(states), head.vocabulary, device=states.device)
+        mass = torch.empty(len(states), device=states.device)
         for start, stop in chunks(len(states), head.vocabulary):
             logprobs[start:stop] = found.rows(start, stop)
-        return cls(head, states, logprobs, _mass(logprobs))
+            mass[start:stop] = _mass(logprobs[start:stop])
+        return cls(head, states, logprobs, mass)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -49,11 +51,7 @@ class Reference:
         """ref_logprobs (stop - start, V)."""
         if self._logprobs is not None:
             return self._logprobs[start:stop]
-        logits, _ = self._head.free(self._states[start:stop])
-        whole = _logsumexp(logits)
-        for first, last in blocks(logits):
-            logits[:, first:last].sub_(whole).clamp_min_(LEAST_LOGPROB)
-        return logits
+        return normalized(self._head.free(self._states[start:stop])[0])
 
     def mass(self, start: int, stop: int, rows: torch.Tensor) -> torch.Tensor:
         """What the probabilities of `rows` add up to (stop - start,)."""
@@ -97,7 +95,7 @@ def compare(head: Head, states: torch.Tensor, reference: Reference, slope: bool 
         first = anchors if start == 0 else 0  # anchors in this chunk
         toward = None
         if first:
-            leaf = logits[:first].clone().requires_grad_(slope)
+            leaf = logits[:first].detach().requires_grad_(slope)  # read before it is written over
             with torch.set_grad_enabled(slope):
                 at_anchors = finite_logprobs(leaf)
                 if losses is not None:
@@ -110,17 +108,21 @@ def compare(head: Head, states: torch.Tensor, reference: Reference, slope: bool 
             top.append(logits.argmax(-1))
             rows = start + first - anchors, stop - anchors
             base = reference.rows(*rows)
-            kl.append(_apart(logits[first:], base, reference.mass(*rows, base) if slope else None))
+            kl.append(divergence(logits[first:], base, reference.mass(*rows, base) if slope else None))
             if slope:
                 logits[:first] = 0 if toward is None else toward
                 slopes.append(back(logits))
+        del logits, back, base  # before those of the next chunk are made
     none = states.new_zeros(0, dtype=torch.float32)
     found = torch.cat(kl) if kl else none
     return Compared(found, torch.cat(top) if top else none.long(), at_anchors, loss + float(found.sum()), torch.cat(slopes) if slopes else None)
 
 
-def _apart(logits: torch.Tensor, base: torch.Tensor, mass: torch.Tensor | None) -> torch.Tensor:
-    """KL(base || adapted) (n,) from logits (n, V), which are written over: with its slope for them, where what the base adds up to is given (n,)."""
+def divergence(logits: torch.Tensor, base: torch.Tensor, mass: torch.Tensor | None = None) -> torch.Tensor:
+    """KL(base || adapted) in nats (n,) from the base's log-probabilities and the adapted model's logits, both (n, V).
+
+    The logits are written over: with the slope for them, where `mass` (n,) says what the base's probabilities add up to.
+    """
     whole, found = _logsumexp(logits), logits.new_zeros(len(logits))
     for start, stop in blocks(logits):
         own, known = logits[:, start:stop], base[:, start:stop]
@@ -130,6 +132,14 @@ def _apart(logits: torch.Tensor, base: torch.Tensor, mass: torch.Tensor | None) 
         if mass is not None:
             own.exp_().mul_(mass[:, None]).sub_(q)
     return found
+
+
+def normalized(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (n, V) in float32 made log-probabilities, in place; none is below LEAST_LOGPROB."""
+    whole = _logsumexp(logits)
+    for start, stop in blocks(logits):
+        logits[:, start:stop].sub_(whole).clamp_min_(LEAST_LOGPROB)
+    return logits
 
 
 def _logsumexp(logits: torch.Tensor) -> torch.Tensor:

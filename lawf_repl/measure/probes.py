@@ -16,14 +16,14 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import Stopped, UsageError
+from lawf_repl.learn import reference as learn_reference
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
 from lawf_repl.learn.head import Head
-from lawf_repl.learn.objective import finite_logprobs, token_kl
-from lawf_repl.learn.reference import Reference as Kept
-from lawf_repl.learn.reference import chunks, compare
+from lawf_repl.learn.reference import chunks, compare, divergence, normalized
 from lawf_repl.records import ProbeResult
 
+Looked = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # at n tokens: KL in nats, whether the base was undecided, whether the top-1 changed
 NEAR_TIE = 0.02      # the base's top two probabilities this close: a change of top-1 is no change of mind
 ROWS = 32            # probes a forward pass
 ANSWER_TOKENS = 96   # of a probe's base answer at most
@@ -50,13 +50,13 @@ class Reference:
         """The model must be as it is without an adapter. Raises UsageError for no probes."""
         self.engine, self.count = engine, len(probes)
         with torch.no_grad():
-            self._kept = [(batch, finite_logprobs(completion_logits(engine.model, batch))) for batch in _batches(engine, probes)]
+            self._kept = [(batch, normalized(completion_logits(engine.model, batch).float())) for batch in _batches(engine, probes)]
 
     @torch.no_grad()
     def measure(self) -> ProbeResult:
-        """As measure_drift, of the model as it stands now."""
-        now = ((batch, base, finite_logprobs(completion_logits(self.engine.model, batch))) for batch, base in self._kept)
-        return _result((_changes(batch, *_compared(base, adapted)) for batch, base, adapted in now), self.count)
+        """As measure_drift up to rounding, of the model as it stands now."""
+        now = ((batch, base, completion_logits(self.engine.model, batch).float()) for batch, base in self._kept)
+        return _result((_changes(batch, *_looked(base, logits)) for batch, base, logits in now), self.count)
 
 
 @torch.no_grad()
@@ -97,17 +97,18 @@ def _batches(engine: Engine, probes: Sequence[Pair]) -> Iterator[Batch]:
         yield make_batch(ordered[start:start + ROWS], engine.device)
 
 
-def _compared(base: torch.Tensor, adapted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """KL in nats, whether the base was undecided, and whether the top-1 changed, each (n,), from log-probabilities (n, V)."""
+def _looked(base: torch.Tensor, logits: torch.Tensor) -> Looked:
+    """What is found from the base's log-probabilities and the adapted model's logits (n, V), which are written over."""
     top, near = _decided(base)
-    return token_kl(base, adapted), near, adapted.argmax(-1) != top
+    changed = logits.argmax(-1) != top
+    return divergence(logits, base), near, changed
 
 
-def _against(head: Head, base: torch.Tensor, adapted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_compared`, from final states (n, H)."""
-    logprobs = Kept(head, base).rows(0, len(base))
+def _against(head: Head, base: torch.Tensor, adapted: torch.Tensor) -> Looked:
+    """As `_looked`, from final states (n, H) of both."""
+    logprobs = learn_reference.Reference(head, base).rows(0, len(base))
     top, near = _decided(logprobs)
-    found = compare(head, adapted, Kept(head, base, logprobs))
+    found = compare(head, adapted, learn_reference.Reference(head, base, logprobs))
     return found.kl, near, found.top != top
 
 

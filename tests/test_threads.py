@@ -98,16 +98,21 @@ def test_whoever_has_drawn_a_piece_does_it_however_late(monkeypatch: pytest.Monk
 
 
 def test_an_interrupt_while_others_are_waited_for_waits_for_them_all_the_same() -> None:
-    begun, ended = threading.Event(), threading.Event()
+    begun, killed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def long() -> None:
         begun.set()
-        time.sleep(0.5)
+        assert killed.wait(30)
+        time.sleep(0.3)
         ended.set()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        killed.set()
 
     def short() -> None:
         assert begun.wait(30)
-        threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.1, interrupt).start()
 
     def either() -> None:
         (short if threading.current_thread() is threading.main_thread() else long)()

@@ -16,11 +16,10 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.greedy import greedy_answers
 from lawf_repl.engine.memory import memory_guard
 from lawf_repl.errors import Stopped, UsageError
-from lawf_repl.learn import reference as learn_reference
 from lawf_repl.learn.adapter import Adapter
 from lawf_repl.learn.batch import Batch, Pair, completion_logits, make_batch
 from lawf_repl.learn.head import Head
-from lawf_repl.learn.reference import chunks, compare, divergence, normalized
+from lawf_repl.learn.reference import chunks, divergence, normalized
 from lawf_repl.records import ProbeResult
 
 Looked = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # at n tokens: KL in nats, whether the base was undecided, whether the top-1 changed
@@ -99,23 +98,15 @@ def _batches(engine: Engine, probes: Sequence[Pair]) -> Iterator[Batch]:
 
 def _looked(base: torch.Tensor, logits: torch.Tensor) -> Looked:
     """What is found from the base's log-probabilities and the adapted model's logits (n, V), which are written over."""
-    top, near = _decided(base)
-    changed = logits.argmax(-1) != top
+    top = base.topk(2, dim=-1)
+    near = top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE
+    changed = logits.argmax(-1) != top.indices[:, 0]
     return divergence(logits, base), near, changed
 
 
 def _against(head: Head, base: torch.Tensor, adapted: torch.Tensor) -> Looked:
     """As `_looked`, from final states (n, H) of both."""
-    logprobs = learn_reference.Reference(head, base).rows(0, len(base))
-    top, near = _decided(logprobs)
-    found = compare(head, adapted, learn_reference.Reference(head, base, logprobs))
-    return found.kl, near, found.top != top
-
-
-def _decided(base: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The base's most probable token and whether another one is as good as that, each (n,), from its log-probabilities (n, V)."""
-    top = base.topk(2, dim=-1)
-    return top.indices[:, 0], top.values[:, 0].exp() - top.values[:, 1].exp() <= NEAR_TIE
+    return _looked(normalized(head.free(base)[0]), head.free(adapted)[0])
 
 
 def _changes(batch: Batch, kl: torch.Tensor, near: torch.Tensor, changed: torch.Tensor) -> _Changes:

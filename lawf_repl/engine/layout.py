@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from lawf_repl.engine import native
 from lawf_repl.engine.products import in_columns, onednn_works, take_over
 
 FAMILY = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -58,9 +59,10 @@ def _lay(modules: Sequence[Any]) -> bool:
         return False
     weights = [module.weight for module in modules]
     sizes, width = [len(weight) for weight in weights], weights[0].shape[1]
-    if in_columns(sum(sizes), width) if onednn_works() else sum(sizes) > width:
+    rows = onednn_works() or native.at_hand()
+    if in_columns(sum(sizes), width) if rows else sum(sizes) > width:
         parts = _columns(weights).split(sizes)
-    elif onednn_works() and len(modules) > 1:
+    elif rows and len(modules) > 1:
         parts = torch.cat(weights).split(sizes)
     else:
         return False

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from lawf_repl.engine.layout import joint
 from lawf_repl.engine.products import FrozenLinear, product_of
 from lawf_repl.engine.roomy import RoomyLayer
-from lawf_repl.engine.single import SingleLayer, can_be_single, vector_norm
+from lawf_repl.engine.single import can_be_single, single_layer, vector_norm
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 Attend = Callable[[RoomyLayer, torch.Tensor, torch.Tensor, int, float], torch.Tensor]  # its cache, queries and keys (n, heads + groups, D), values
@@ -45,7 +45,7 @@ class PlainSteps:
                         for layer in decoder.layers for attention in (layer.self_attn,)]
         self._width: int = decoder.layers[0].self_attn.head_dim
         self._cos = self._sin = torch.empty(0)  # (positions, 1, D)
-        self._single = [SingleLayer(layer) for layer in decoder.layers] if can_be_single(model) else []
+        self._single = [single_layer(layer) for layer in decoder.layers] if can_be_single(model) else []
         self._last = vector_norm(decoder.norm)
 
     def stands(self) -> bool:

@@ -25,6 +25,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from lawf_repl.engine import native
+
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # x (..., I), W (O, I), a bias (O) or None: (..., O)
 BLOCKS = 2  # for each thread at least: with one block in all MKL reads half as fast
 WIDE, LARGE = 2, 2**20  # rows for each column, and numbers in all, from which on columns are read faster
@@ -53,6 +55,8 @@ def by_column_parts(x: torch.Tensor, weight: torch.Tensor, parts: int) -> torch.
 def of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """The product W x (O) with a vector x (I) as `product` makes it, for a weight that stays as it is; what can be decided before is decided here."""
     rows, width = weight.shape
+    if native.at_hand() and native.can_read(weight):
+        return native.product_of_vector(weight)
     if parts := _column_parts(weight):
         columns, shape = weight.t().view(parts, width // parts, rows), (parts, 1, width // parts)
         return lambda x: torch.bmm(x.view(shape), columns).sum(0)[0]
@@ -76,7 +80,8 @@ def _column_parts(weight: torch.Tensor) -> int:
 
 def in_columns(rows: int, width: int) -> bool:
     """Whether a matrix of that shape is best laid out column by column: its products are MKL's then, whatever else works here."""
-    return rows >= WIDE * width and rows * width >= LARGE and torch.backends.mkl.is_available() and not onednn_is_faster()
+    return rows >= WIDE * width and rows * width >= LARGE and torch.backends.mkl.is_available() and not onednn_is_faster() \
+        and not native.at_hand()
 
 
 @lru_cache
@@ -137,6 +142,8 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     if learns and x.requires_grad:
         y = _Frozen.apply(x, weight, bias) if onednn_is_faster() else functional.linear(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
+    if x.numel() == x.shape[-1] and native.at_hand() and native.can_read(weight):
+        return native.product(x, weight, bias)
     if x.numel() == x.shape[-1] and ((columns := _column_parts(weight)) or (parts := _parts(weight))):
         y = by_column_parts(x, weight, columns) if columns else by_parts(x, weight, parts)
         return y if bias is None else y.add_(bias)

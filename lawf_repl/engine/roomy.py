@@ -46,8 +46,26 @@ class RoomyLayer(DynamicLayer):
         keys, values = self._whole
         keys.select(-2, start).copy_(key)
         values.select(-2, start).copy_(value)
-        self.keys, self.values = keys.narrow(-2, 0, start + 1), values.narrow(-2, 0, start + 1)  # a third of what an index costs
+        self.grew_by_one()
         return self.keys, self.values
+
+    def room_for_one(self, heads: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Tensors (1, heads, room, D) for one more token of the only row, in dtype and on the device of `like`, and the place where its states go.
+
+        They count when `grew_by_one` says that they are there.
+        """
+        start = self.get_seq_length()
+        one = like.new_empty(1, heads, 1, width) if not start else self.keys[..., :1, :]
+        if not start or not self._has_room(self._whole[0], one, start, start + 1):
+            self.update(one, one)  # makes room
+            self.keys, self.values = self.keys[..., :start, :], self.values[..., :start, :]
+        return *self._whole, start
+
+    def grew_by_one(self) -> None:
+        """The states of one more token have been written behind the others."""
+        stop = self.keys.shape[-2] + 1
+        keys, values = self._whole
+        self.keys, self.values = keys.narrow(-2, 0, stop), values.narrow(-2, 0, stop)  # a third of what an index costs
 
     def _has_room(self, whole: torch.Tensor, new: torch.Tensor, start: int, stop: int) -> bool:
         """Whether what stands is in `whole`, which rows that were chosen or repeated are not any more, and `new` fits behind it."""

@@ -1,0 +1,474 @@
+/* One token through a plain decoder layer in float32 on a CPU, and the product of a matrix with a vector.
+
+   A token reads every weight once, so its time is that of reading memory, if nothing comes between. Two things do, elsewhere: a library's
+   product reads one or two rows at a time, of which a processor's prefetchers make half of what memory gives; and the dozen small
+   operations between two products take a fifth of the time on one core, while the other waits. Here a thread reads STREAMS rows at once that
+   lie far from each other, and a layer is one call, in which all threads do everything.
+
+   Every output is computed whole by one thread in one order: the numbers do not depend on how many threads there are.
+
+   This file is compiled once for each instruction set by including itself: below, LANES floats are a vector and NAME makes names. */
+
+#ifndef LANES
+
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INTERFACE 1     /* what native.py expects; changed with any of what is not static here */
+#define STREAMS 6       /* rows that are read at once: with 1 half of the bandwidth, from 4 on all of it (AMD EPYC of 2021) */
+#define GRAIN 131072    /* bytes that a thread takes at a time: a core that others use too takes fewer of them */
+#define SPINS 4096      /* looks at a barrier before a thread lets others run */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef void (*task)(void *);
+
+/* How work is given to the threads that torch computes with; NULL where there is one. The two are OpenMP's: GOMP_parallel, omp_get_num_threads. */
+struct team {
+    void (*start)(task, void *, unsigned, unsigned);
+    int (*size)(void);
+    int64_t threads;
+};
+
+/* What a LoRA (Hu et al. 2021) adds to a product: scale b (a x), with a (rank, I) and b (O, rank). A rank of 0 is none, or one that is off. */
+struct low {
+    const float *a, *b;
+    int64_t rank;
+    float scale;
+};
+
+enum { QUERY, KEY, VALUE, GIVE, GATE, UP, DOWN, PROJECTIONS };
+
+/* A decoder layer: weights (O, I) row by row, of which those with one input lie one behind the other; NULL where there is no such bias or norm. */
+struct layer {
+    const float *before, *behind;                     /* weights of the norms before attention and behind it (H) */
+    const float *project, *give, *widen, *narrow;     /* queries, keys, values; output; gate, up; down */
+    const float *bias[PROJECTIONS];
+    struct low low[PROJECTIONS];
+    const float *query_norm, *key_norm;               /* (D) */
+    float before_epsilon, behind_epsilon, query_epsilon, key_epsilon, scale;
+    int64_t hidden, width, heads, groups, inner;      /* H, D, heads of queries, of keys and values, rows of gate */
+};
+
+/* A token at a layer. */
+struct token {
+    const float *x, *cosines, *sines;   /* (H), (D), (D): of the sines the first half with the other sign */
+    float *y;                           /* (H) */
+    float *keys, *values;               /* (groups, room, D), of which `length` tokens stand; this one's are written behind them */
+    int64_t room, length;
+};
+
+enum { PROJECT, ATTEND, ONTO, WIDEN, NARROW, PHASES };
+
+struct work {
+    const struct layer *layer;
+    const struct token *token;
+    const struct team *team;
+    float *made, *seen, *inner, *own;   /* (heads + 2 groups, D), (heads, D), (inner), and for each thread (own_size) */
+    int64_t own_size;
+    _Atomic int64_t taken[PHASES], threads, arrived;
+};
+
+struct product {
+    const float *weight, *bias, *x;
+    float *y;
+    int64_t rows, width;
+    _Atomic int64_t taken;
+};
+
+/* Wait until all `size` threads came here for the `turn`-th time. */
+static void meet(_Atomic int64_t *arrived, int64_t size, int64_t turn)
+{
+    atomic_fetch_add(arrived, 1);
+    for (int64_t looks = 0; atomic_load_explicit(arrived, memory_order_acquire) < size * turn; looks++) {
+        if (looks > SPINS)
+            sched_yield();
+#if defined(__x86_64__)
+        else
+            __builtin_ia32_pause();
+#endif
+    }
+}
+
+static int64_t grain_of(int64_t width)
+{
+    int64_t rows = GRAIN / (STREAMS * 4 * (width > 0 ? width : 1));
+    return STREAMS * (rows > 0 ? rows : 1);
+}
+
+/* The next `grain` of `count` things: whether there are any. */
+INLINE int take(_Atomic int64_t *taken, int64_t count, int64_t grain, int64_t *from, int64_t *to)
+{
+    *from = atomic_fetch_add(taken, grain);
+    *to = *from + grain < count ? *from + grain : count;
+    return *from < count;
+}
+
+/* ---- compiled for each instruction set ---- */
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(a) JOIN(a, SET)
+
+#define SET plain
+#define LANES 4
+#include "native.c"
+#undef SET
+#undef LANES
+
+#if defined(__x86_64__)
+#define SET avx2
+#define LANES 8
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#include "native.c"
+#pragma clang attribute pop
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#include "native.c"
+#pragma GCC pop_options
+#endif
+#undef SET
+#undef LANES
+#endif
+
+static int has_avx2(void)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 0;
+#endif
+}
+
+/* ---- what is called from Python ---- */
+
+int64_t lawf_interface(void) { return INTERFACE; }
+
+/* The instruction set that is used: `least` is 1 where the plainest is asked for, for tests. */
+static int plainest;
+const char *lawf_choose(int64_t least)
+{
+    plainest = (int)least || !has_avx2();
+    return plainest ? "plain" : "avx2";
+}
+
+static void run(const struct team *team, task plain, task avx2, void *work)
+{
+    task chosen = plainest ? plain : avx2;
+    if (team->start && team->threads > 1)
+        team->start(chosen, work, (unsigned)team->threads, 0);
+    else
+        chosen(work);
+}
+
+#if defined(__x86_64__)
+#define BOTH(name) name##_plain, name##_avx2
+#else
+#define BOTH(name) name##_plain, name##_plain
+#endif
+
+/* y (rows) = weight (rows, width) x (width) + bias (rows), or without one. */
+void lawf_product(const struct team *team, const float *weight, const float *bias, const float *x, float *y, int64_t rows, int64_t width)
+{
+    struct product product = {weight, bias, x, y, rows, width, 0};
+    run(team, BOTH(product_of), &product);
+}
+
+/* What a layer makes of a token, whose key and value stand in the cache then. Gives 1, or 0 where there is no memory for it. */
+int64_t lawf_layer(const struct team *team, const struct layer *layer, const struct token *token)
+{
+    int64_t queries = layer->heads * layer->width, both = layer->groups * layer->width;
+    int64_t attending = 2 * layer->width + token->length + 1, ranks = 0;
+    for (int i = 0; i < PROJECTIONS; i++)
+        ranks += layer->low[i].rank;
+    int64_t own = (layer->hidden > attending ? layer->hidden : attending) + ranks + 16;
+    int64_t threads = team->start && team->threads > 1 ? team->threads : 1;
+    float *room = malloc(sizeof(float) * (size_t)(2 * queries + 2 * both + layer->inner + threads * own));
+    if (!room)
+        return 0;
+    struct work work = {layer, token, team, room, room + queries + 2 * both, room + 2 * queries + 2 * both,
+                        room + 2 * queries + 2 * both + layer->inner, own, {0}, 0, 0};
+    run(team, BOTH(layer_of), &work);
+    free(room);
+    return 1;
+}
+
+#else /* ---- for one instruction set ---- */
+
+#define vector NAME(vector)
+#define integers NAME(integers)
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define LOAD(p) (*(const vector *)(p))
+#define STORE(p, v) (*(vector *)(p) = (v))
+
+INLINE float NAME(total)(vector v)
+{
+    float s[LANES];
+    memcpy(s, &v, sizeof s);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++)
+            s[i] += s[i + n];
+    return s[0];
+}
+
+/* Products with x (n) of `count` rows that lie `apart` floats from each other: y[0], y[gap], ... */
+INLINE void NAME(dots)(int count, const float *rows, int64_t apart, const float *x, int64_t n, float *y, int64_t gap)
+{
+    vector even[STREAMS] = {{0}}, odd[STREAMS] = {{0}};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        vector a = LOAD(x + i), b = LOAD(x + i + LANES);
+#pragma GCC unroll 6
+        for (int k = 0; k < count; k++) {
+            even[k] += LOAD(rows + k * apart + i) * a;
+            odd[k] += LOAD(rows + k * apart + i + LANES) * b;
+        }
+    }
+#pragma GCC unroll 6
+    for (int k = 0; k < count; k++) {
+        float sum = NAME(total)(even[k] + odd[k]);
+        for (int64_t j = i; j < n; j++)
+            sum += rows[k * apart + j] * x[j];
+        y[k * gap] = sum;
+    }
+}
+
+/* y[from:to] = weight[from:to] x: the rows are cut into STREAMS parts, and one row of each is read at a time. */
+static void NAME(rows)(const float *weight, const float *x, float *y, int64_t from, int64_t to, int64_t width)
+{
+    int64_t part = (to - from) / STREAMS;
+    for (int64_t row = from; row < from + part; row++)
+        NAME(dots)(STREAMS, weight + row * width, part * width, x, width, y + row, part);
+    for (int64_t row = from + part * STREAMS; row < to; row++)
+        NAME(dots)(1, weight + row * width, 0, x, width, y + row, 0);
+}
+
+/* Of each lane the one or the other. */
+INLINE vector NAME(choose)(integers which, vector one, vector other)
+{
+    return (vector)((which & (integers)one) | (~which & (integers)other));
+}
+
+/* e to the power of each: within 2 units in the last place, as 2^k times a polynomial (Cephes, expf). */
+INLINE vector NAME(power)(vector x)
+{
+    x = NAME(choose)(x < (vector){0} - 87.0f, (vector){0} - 87.0f, x);
+    x = NAME(choose)(x > (vector){0} + 88.0f, (vector){0} + 88.0f, x);
+    vector shifted = x * 1.44269504f + 12582912.0f;  /* rounds to a whole number, which is then in the low bits */
+    vector k = shifted - 12582912.0f;
+    vector r = x - k * 0.693359375f;
+    r = r + k * 2.12194440e-4f;
+    vector p = (vector){0} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    integers bits = ((integers)shifted << 23) + (integers)p;
+    return (vector)bits + (x - x);  /* what is not a number stays so */
+}
+
+/* The same of some floats (n), in place. */
+INLINE void NAME(powers)(float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        STORE(x + i, NAME(power)(LOAD(x + i)));
+    if (i < n) {
+        vector rest = {0};
+        memcpy(&rest, x + i, sizeof(float) * (size_t)(n - i));
+        rest = NAME(power)(rest);
+        memcpy(x + i, &rest, sizeof(float) * (size_t)(n - i));
+    }
+}
+
+/* An RMS norm (Zhang and Sennrich 2019) of x (n), to y, which may be x. */
+INLINE void NAME(normalize)(const float *x, const float *weight, float epsilon, float *y, int64_t n)
+{
+    float square;
+    NAME(dots)(1, x, 0, x, n, &square, 0);
+    float mean = square / (float)n + epsilon, factor = 1.0f / sqrtf(mean > 1e-38f ? mean : 1e-38f);
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * factor * weight[i];
+}
+
+/* A head of queries or keys (D) with its bias, norm and rotary embedding (Su et al. 2021), to y. */
+INLINE void NAME(turn)(const float *x, const float *bias, const float *norm, float epsilon, const struct token *token, float *y, int64_t width)
+{
+    float own[width];
+    for (int64_t i = 0; i < width; i++)
+        own[i] = x[i] + (bias ? bias[i] : 0.0f);
+    if (norm)
+        NAME(normalize)(own, norm, epsilon, own, width);
+    for (int64_t i = 0, half = width / 2; i < width; i++)
+        y[i] = own[i] * token->cosines[i] + own[i < half ? i + half : i - half] * token->sines[i];
+}
+
+/* What one head sees (D). The first of a group writes the token's key and value into the cache; the others make their own of them, and read neither. */
+static void NAME(attend)(const struct work *work, int64_t head, float *own)
+{
+    const struct layer *l = work->layer;
+    const struct token *token = work->token;
+    int64_t width = l->width, length = token->length, each = l->heads / l->groups, group = head / each;
+    float *query = own, *key = own + width, *weights = own + 2 * width, *out = work->seen + head * width;
+    const float *keys = token->keys + group * token->room * width, *values = token->values + group * token->room * width;
+    const float *made = work->made + l->heads * width + group * width, *value = made + l->groups * width;
+    NAME(turn)(work->made + head * width, l->bias[QUERY] ? l->bias[QUERY] + head * width : 0, l->query_norm, l->query_epsilon, token, query, width);
+    NAME(turn)(made, l->bias[KEY] ? l->bias[KEY] + group * width : 0, l->key_norm, l->key_epsilon, token, key, width);
+    const float *bias = l->bias[VALUE] ? l->bias[VALUE] + group * width : 0;
+    if (head % each == 0) {
+        float *kept = token->values + (group * token->room + length) * width;
+        memcpy(token->keys + (group * token->room + length) * width, key, sizeof(float) * (size_t)width);
+        for (int64_t i = 0; i < width; i++)
+            kept[i] = value[i] + (bias ? bias[i] : 0.0f);
+    }
+    int64_t t = 0;
+    for (; t + 4 <= length; t += 4)
+        NAME(dots)(4, keys + t * width, width, query, width, weights + t, 1);
+    for (; t < length; t++)
+        NAME(dots)(1, keys + t * width, 0, query, width, weights + t, 1);
+    NAME(dots)(1, key, 0, query, width, weights + length, 1);
+    float most = weights[0] * l->scale, sum = 0.0f;
+    for (t = 0; t <= length; t++) {
+        weights[t] *= l->scale;
+        most = weights[t] > most ? weights[t] : most;
+    }
+    for (t = 0; t <= length; t++)
+        weights[t] -= most;
+    NAME(powers)(weights, length + 1);
+    for (t = 0; t <= length; t++)
+        sum += weights[t];
+    int64_t i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        vector a = {0}, b = {0}, c = {0}, d = {0};
+        for (t = 0; t < length; t++) {
+            const float *at = values + t * width + i;
+            a += LOAD(at) * weights[t];
+            b += LOAD(at + LANES) * weights[t];
+            c += LOAD(at + 2 * LANES) * weights[t];
+            d += LOAD(at + 3 * LANES) * weights[t];
+        }
+        STORE(out + i, a);
+        STORE(out + i + LANES, b);
+        STORE(out + i + 2 * LANES, c);
+        STORE(out + i + 3 * LANES, d);
+    }
+    for (int64_t j = i; j < width; j++)
+        out[j] = 0.0f;
+    for (t = 0; t < length && i < width; t++)
+        for (int64_t j = i; j < width; j++)
+            out[j] += values[t * width + j] * weights[t];
+    for (i = 0; i < width; i++)
+        out[i] = (out[i] + (value[i] + (bias ? bias[i] : 0.0f)) * weights[length]) / sum;
+}
+
+static void NAME(product_of)(void *given)
+{
+    struct product *p = given;
+    int64_t from, to, grain = grain_of(p->width);
+    while (take(&p->taken, p->rows, grain, &from, &to)) {
+        NAME(rows)(p->weight, p->x, p->y, from, to, p->width);
+        if (p->bias)
+            for (int64_t i = from; i < to; i++)
+                p->y[i] += p->bias[i];
+    }
+}
+
+/* scale a x (rank), to `inside`; gives what is behind it there. */
+INLINE float *NAME(shrink)(const struct low *low, const float *x, int64_t width, float *inside)
+{
+    NAME(rows)(low->a, x, inside, 0, low->rank, width);
+    for (int64_t i = 0; i < low->rank; i++)
+        inside[i] *= low->scale;
+    return inside + low->rank;
+}
+
+/* Add b inside to those outputs of its layer, [zero, zero + count) of a whole, that are in [from, to) of it; y[0] is the whole's `from`. */
+INLINE void NAME(adapt)(const struct low *low, const float *inside, float *y, int64_t zero, int64_t count, int64_t from, int64_t to)
+{
+    int64_t first = from > zero ? from : zero, stop = to < zero + count ? to : zero + count;
+    for (int64_t i = first; i < stop && low->rank; i++) {
+        float sum;
+        NAME(dots)(1, low->b + (i - zero) * low->rank, 0, inside, low->rank, &sum, 0);
+        y[i - from] += sum;
+    }
+}
+
+/* y = x + weight seen + bias, for the rows that this thread takes. */
+INLINE void NAME(onto)(_Atomic int64_t *taken, const float *weight, const float *bias, const struct low *low, const float *x, const float *seen,
+                       float *y, int64_t rows, int64_t width, float *own)
+{
+    int64_t from, to, grain = grain_of(width);
+    NAME(shrink)(low, seen, width, own);
+    while (take(taken, rows, grain, &from, &to)) {
+        float made[grain];
+        NAME(rows)(weight + from * width, seen, made, 0, to - from, width);
+        NAME(adapt)(low, own, made, 0, rows, from, to);
+        for (int64_t i = from; i < to; i++)
+            y[i] = x[i] + made[i - from] + (bias ? bias[i] : 0.0f);
+    }
+}
+
+static void NAME(layer_of)(void *given)
+{
+    struct work *work = given;
+    const struct layer *l = work->layer;
+    const struct token *token = work->token;
+    int64_t number = atomic_fetch_add(&work->threads, 1), size = work->team->start && work->team->threads > 1 ? work->team->size() : 1;
+    int64_t from, to, grain = grain_of(l->hidden), queries = l->heads * l->width, both = l->groups * l->width;
+    float *own = work->own + number * work->own_size, *inside = own + l->hidden;
+
+    NAME(normalize)(token->x, l->before, l->before_epsilon, own, l->hidden);
+    float *keys = NAME(shrink)(&l->low[QUERY], own, l->hidden, inside), *values = NAME(shrink)(&l->low[KEY], own, l->hidden, keys);
+    NAME(shrink)(&l->low[VALUE], own, l->hidden, values);
+    while (take(&work->taken[PROJECT], queries + 2 * both, grain, &from, &to)) {
+        NAME(rows)(l->project, own, work->made, from, to, l->hidden);
+        NAME(adapt)(&l->low[QUERY], inside, work->made + from, 0, queries, from, to);
+        NAME(adapt)(&l->low[KEY], keys, work->made + from, queries, both, from, to);
+        NAME(adapt)(&l->low[VALUE], values, work->made + from, queries + both, both, from, to);
+    }
+    meet(&work->arrived, size, 1);
+
+    while (take(&work->taken[ATTEND], l->heads, 1, &from, &to))
+        NAME(attend)(work, from, own);
+    meet(&work->arrived, size, 2);
+
+    NAME(onto)(&work->taken[ONTO], l->give, l->bias[GIVE], &l->low[GIVE], token->x, work->seen, token->y, l->hidden, queries, own);
+    meet(&work->arrived, size, 3);
+
+    NAME(normalize)(token->y, l->behind, l->behind_epsilon, own, l->hidden);
+    float *ups = NAME(shrink)(&l->low[GATE], own, l->hidden, inside);
+    NAME(shrink)(&l->low[UP], own, l->hidden, ups);
+    while (take(&work->taken[WIDEN], l->inner, grain / 2, &from, &to)) {
+        float gate[grain], power[grain], *up = work->inner + from;
+        int64_t count = to - from;
+        NAME(rows)(l->widen + from * l->hidden, own, gate, 0, count, l->hidden);
+        NAME(rows)(l->widen + (l->inner + from) * l->hidden, own, up, 0, count, l->hidden);
+        NAME(adapt)(&l->low[GATE], inside, gate, 0, l->inner, from, to);
+        NAME(adapt)(&l->low[UP], ups, up, 0, l->inner, from, to);
+        for (int64_t i = 0; i < count; i++) {
+            gate[i] += l->bias[GATE] ? l->bias[GATE][from + i] : 0.0f;
+            power[i] = -gate[i];
+        }
+        NAME(powers)(power, count);
+        for (int64_t i = 0; i < count; i++)  /* SiLU (Elfwing et al. 2018) of the gate, times what it lets through */
+            up[i] = gate[i] / (1.0f + power[i]) * (up[i] + (l->bias[UP] ? l->bias[UP][from + i] : 0.0f));
+    }
+    meet(&work->arrived, size, 4);
+
+    NAME(onto)(&work->taken[NARROW], l->narrow, l->bias[DOWN], &l->low[DOWN], token->y, work->inner, token->y, l->hidden, l->inner, own);
+}
+
+#undef vector
+#undef integers
+#undef LOAD
+#undef STORE
+
+#endif

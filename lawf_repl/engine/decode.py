@@ -16,6 +16,7 @@ import torch
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.reach import Reach
+from lawf_repl.engine.statistics import statistics_of
 from lawf_repl.errors import PromptError
 from lawf_repl.records import Alternative, Completion, Finish, Reuse, Timing, Token
 from lawf_repl.spans import REPLACEMENT, Shown, TextStream, Tokenizer, group_start
@@ -137,19 +138,19 @@ class Decoder:
 
     def _token(self, id_: int | None, row: torch.Tensor) -> Token:
         """A token without its text, with the statistics of logits (V,); None is the most probable one."""
-        logprobs = torch.log_softmax(row.float(), -1)  # (V,)
-        top = logprobs.topk(min(ALTERNATIVES, len(logprobs)))
-        values, ids = top.values.tolist(), top.indices.tolist()
+        found = statistics_of(row, ALTERNATIVES)
+        ids, values = found.ids, found.logprobs
         if id_ is None:
-            id_ = ids[0] if values[0] > values[1] else int(row.argmax())  # of equals, the first one
-        own = values[ids.index(id_)] if id_ in ids else float(logprobs[id_])
-        # beyond the recorded ones, and where the last of them are equal, all are looked through
-        rank = sum(value > own for value in values) if own > values[-1] else int((logprobs > own).sum())
-        # A logit of minus infinity has p 0 and adds nothing; its product would be NaN.
-        entropy = -float(torch.dot(logprobs.exp(), logprobs.clamp_min(-1e9)))
+            id_ = found.most_probable
+        if id_ in ids and values[ids.index(id_)] > values[-1]:
+            own = values[ids.index(id_)]
+            rank = sum(value > own for value in values)
+        else:  # beyond the recorded ones, and where the last of them are equal, all are looked through
+            own = values[ids.index(id_)] if id_ in ids else float(row[id_]) - float(row[ids[0]]) + values[0]
+            rank = int((row > row[id_]).sum())
         name = self.engine.token_name
         alternatives = tuple([Alternative(i, name(i), math.exp(value)) for value, i in zip(values, ids, strict=True)])
-        return Token(id_, "", math.exp(own), rank, entropy, alternatives, self.engine.tokenizer.is_special(id_), True)
+        return Token(id_, "", math.exp(own), rank, found.entropy, alternatives, self.engine.tokenizer.is_special(id_), True)
 
     def _reuse(self, whole: int) -> Reuse:
         how, kept = self.cache.reuse

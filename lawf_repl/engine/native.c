@@ -20,7 +20,7 @@
 
 #define INTERFACE 1     /* what native.py expects; changed with any of what is not static here */
 #define STREAMS 6       /* rows that are read at once: with 1 half of the bandwidth, from 4 on all of it (AMD EPYC of 2021) */
-#define GRAIN 131072    /* bytes that a thread takes at a time: a core that others use too takes fewer of them */
+#define LEAST 131072    /* bytes that a thread takes at least */
 #define SPINS 4096      /* looks at a barrier before a thread lets others run */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -53,29 +53,44 @@ struct layer {
     int64_t hidden, width, heads, groups, inner;      /* H, D, heads of queries, of keys and values, rows of gate */
 };
 
-/* A token at a layer. */
+/* A layer's keys and values (groups, room, D). */
+struct kept {
+    float *keys, *values;
+    int64_t room;
+};
+
+/* A token on its way through the layers: x (H) is what comes out of each. Its key and value are written behind `length` others. */
 struct token {
-    const float *x, *cosines, *sines;   /* (H), (D), (D): of the sines the first half with the other sign */
-    float *y;                           /* (H) */
-    float *keys, *values;               /* (groups, room, D), of which `length` tokens stand; this one's are written behind them */
-    int64_t room, length;
+    float *x;
+    const float *cosines, *sines;   /* (D): of the sines the first half with the other sign */
+    int64_t length;
 };
 
 enum { PROJECT, ATTEND, ONTO, WIDEN, NARROW, PHASES };
 
+/* A token at one layer, as all threads see it. */
 struct work {
     const struct layer *layer;
+    const struct kept *kept;
     const struct token *token;
+    float *made, *seen, *inner;     /* (heads + 2 groups, D), (heads, D), (inner) */
+    _Atomic int64_t *taken;         /* (PHASES) */
+};
+
+/* The layers of a token, as all threads see them; `own` is room for each thread's (own_size). */
+struct pass {
+    struct work *works;
+    int64_t count, own_size;
+    float *own;
     const struct team *team;
-    float *made, *seen, *inner, *own;   /* (heads + 2 groups, D), (heads, D), (inner), and for each thread (own_size) */
-    int64_t own_size;
-    _Atomic int64_t taken[PHASES], threads, arrived;
+    _Atomic int64_t threads, arrived;
 };
 
 struct product {
     const float *weight, *bias, *x;
     float *y;
     int64_t rows, width;
+    const struct team *team;
     _Atomic int64_t taken;
 };
 
@@ -93,18 +108,31 @@ static void meet(_Atomic int64_t *arrived, int64_t size, int64_t turn)
     }
 }
 
-static int64_t grain_of(int64_t width)
+/* How many threads there are: as many as were asked for, or fewer. */
+static int64_t size_of(const struct team *team) { return team->start && team->threads > 1 ? team->size() : 1; }
+
+/* Rows that a thread takes at least. */
+static int64_t least_of(int64_t width)
 {
-    int64_t rows = GRAIN / (STREAMS * 4 * (width > 0 ? width : 1));
+    int64_t rows = LEAST / (STREAMS * 4 * (width > 0 ? width : 1));
     return STREAMS * (rows > 0 ? rows : 1);
 }
 
-/* The next `grain` of `count` things: whether there are any. */
-INLINE int take(_Atomic int64_t *taken, int64_t count, int64_t grain, int64_t *from, int64_t *to)
+/* Of `count` rows the next that one of `size` threads takes: a part of what is left, at least `least`; gives 0 where nothing is left.
+   Large parts are read faster, small ones at the end leave no thread waiting, and a core that others use too takes fewer of them. */
+INLINE int take(_Atomic int64_t *taken, int64_t count, int64_t least, int64_t size, int64_t *from, int64_t *to)
 {
-    *from = atomic_fetch_add(taken, grain);
-    *to = *from + grain < count ? *from + grain : count;
-    return *from < count;
+    int64_t first = atomic_load(taken), part;
+    do {
+        if (first >= count)
+            return 0;
+        part = 2 * (count - first) / (3 * size) / STREAMS * STREAMS;
+        part = part > least ? part : least;
+        part = part < count - first ? part : count - first;
+    } while (!atomic_compare_exchange_weak(taken, &first, first + part));
+    *from = first;
+    *to = first + part;
+    return 1;
 }
 
 /* ---- compiled for each instruction set ---- */
@@ -175,27 +203,52 @@ static void run(const struct team *team, task plain, task avx2, void *work)
 /* y (rows) = weight (rows, width) x (width) + bias (rows), or without one. */
 void lawf_product(const struct team *team, const float *weight, const float *bias, const float *x, float *y, int64_t rows, int64_t width)
 {
-    struct product product = {weight, bias, x, y, rows, width, 0};
+    struct product product = {weight, bias, x, y, rows, width, team, 0};
     run(team, BOTH(product_of), &product);
 }
 
-/* What a layer makes of a token, whose key and value stand in the cache then. Gives 1, or 0 where there is no memory for it. */
-int64_t lawf_layer(const struct team *team, const struct layer *layer, const struct token *token)
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Take a token through `count` layers, and write its keys and values into the cache. Gives 1, or 0 where there is no memory for it. */
+int64_t lawf_layers(const struct team *team, const struct layer *const *layers, const struct kept *kept, const struct token *token, int64_t count)
 {
-    int64_t queries = layer->heads * layer->width, both = layer->groups * layer->width;
-    int64_t attending = 2 * layer->width + token->length + 1, ranks = 0;
-    for (int i = 0; i < PROJECTIONS; i++)
-        ranks += layer->low[i].rank;
-    int64_t own = (layer->hidden > attending ? layer->hidden : attending) + ranks + 16;
-    int64_t threads = team->start && team->threads > 1 ? team->threads : 1;
-    float *room = malloc(sizeof(float) * (size_t)(2 * queries + 2 * both + layer->inner + threads * own));
-    if (!room)
-        return 0;
-    struct work work = {layer, token, team, room, room + queries + 2 * both, room + 2 * queries + 2 * both,
-                        room + 2 * queries + 2 * both + layer->inner, own, {0}, 0, 0};
-    run(team, BOTH(layer_of), &work);
+    int64_t made = 0, seen = 0, inner = 0, own = 0, threads = team->start && team->threads > 1 ? team->threads : 1;
+    for (int64_t i = 0; i < count; i++) {
+        const struct layer *l = layers[i];
+        int64_t ranks = 0;
+        for (int j = 0; j < PROJECTIONS; j++)
+            ranks += l->low[j].rank;
+        made = larger(made, (l->heads + 2 * l->groups) * l->width);
+        seen = larger(seen, l->heads * l->width);
+        inner = larger(inner, l->inner);
+        own = larger(own, larger(l->hidden, 2 * l->width + token->length + 1) + ranks + 16);  /* 16: threads write to cache lines of their own */
+    }
+    float *room = malloc(sizeof(float) * (size_t)(made + seen + inner + threads * own));
+    struct work *works = malloc(sizeof(struct work) * (size_t)count);
+    _Atomic int64_t *taken = calloc((size_t)(count * PHASES), sizeof *taken);
+    if (room && works && taken) {
+        for (int64_t i = 0; i < count; i++)
+            works[i] = (struct work){layers[i], kept + i, token, room, room + made, room + made + seen, taken + i * PHASES};
+        struct pass pass = {works, count, own, room + made + seen + inner, team, 0, 0};
+        run(team, BOTH(layers_of), &pass);
+    }
+    int64_t done = room && works && taken;
     free(room);
-    return 1;
+    free(works);
+    free(taken);
+    return done;
+}
+
+/* Of logits (n) the `most` largest, the first of equals first, with their places; then most + 2 numbers: the logarithm of the sum of their powers of e, and
+   the entropy in nats of their softmax. Gives 1, or 0 where one of them is not a number, or none is finite. */
+int64_t lawf_statistics(const float *logits, int64_t n, int64_t most, float *values, int64_t *places)
+{
+    return plainest ? statistics_plain(logits, n, most, values, places) :
+#if defined(__x86_64__)
+        statistics_avx2(logits, n, most, values, places);
+#else
+        statistics_plain(logits, n, most, values, places);
+#endif
 }
 
 #else /* ---- for one instruction set ---- */
@@ -316,16 +369,16 @@ static void NAME(attend)(const struct work *work, int64_t head, float *own)
 {
     const struct layer *l = work->layer;
     const struct token *token = work->token;
-    int64_t width = l->width, length = token->length, each = l->heads / l->groups, group = head / each;
+    int64_t width = l->width, length = token->length, room = work->kept->room, each = l->heads / l->groups, group = head / each;
     float *query = own, *key = own + width, *weights = own + 2 * width, *out = work->seen + head * width;
-    const float *keys = token->keys + group * token->room * width, *values = token->values + group * token->room * width;
+    const float *keys = work->kept->keys + group * room * width, *values = work->kept->values + group * room * width;
     const float *made = work->made + l->heads * width + group * width, *value = made + l->groups * width;
     NAME(turn)(work->made + head * width, l->bias[QUERY] ? l->bias[QUERY] + head * width : 0, l->query_norm, l->query_epsilon, token, query, width);
     NAME(turn)(made, l->bias[KEY] ? l->bias[KEY] + group * width : 0, l->key_norm, l->key_epsilon, token, key, width);
     const float *bias = l->bias[VALUE] ? l->bias[VALUE] + group * width : 0;
     if (head % each == 0) {
-        float *kept = token->values + (group * token->room + length) * width;
-        memcpy(token->keys + (group * token->room + length) * width, key, sizeof(float) * (size_t)width);
+        float *kept = work->kept->values + (group * room + length) * width;
+        memcpy(work->kept->keys + (group * room + length) * width, key, sizeof(float) * (size_t)width);
         for (int64_t i = 0; i < width; i++)
             kept[i] = value[i] + (bias ? bias[i] : 0.0f);
     }
@@ -372,8 +425,8 @@ static void NAME(attend)(const struct work *work, int64_t head, float *own)
 static void NAME(product_of)(void *given)
 {
     struct product *p = given;
-    int64_t from, to, grain = grain_of(p->width);
-    while (take(&p->taken, p->rows, grain, &from, &to)) {
+    int64_t from, to, least = least_of(p->width), size = size_of(p->team);
+    while (take(&p->taken, p->rows, least, size, &from, &to)) {
         NAME(rows)(p->weight, p->x, p->y, from, to, p->width);
         if (p->bias)
             for (int64_t i = from; i < to; i++)
@@ -401,54 +454,53 @@ INLINE void NAME(adapt)(const struct low *low, const float *inside, float *y, in
     }
 }
 
-/* y = x + weight seen + bias, for the rows that this thread takes. */
-INLINE void NAME(onto)(_Atomic int64_t *taken, const float *weight, const float *bias, const struct low *low, const float *x, const float *seen,
-                       float *y, int64_t rows, int64_t width, float *own)
+/* x + weight seen + bias, in place of those of x (rows) that this thread takes. */
+INLINE void NAME(onto)(_Atomic int64_t *taken, const float *weight, const float *bias, const struct low *low, const float *seen, float *x,
+                       int64_t rows, int64_t width, int64_t size, float *own)
 {
-    int64_t from, to, grain = grain_of(width);
+    int64_t from, to, least = least_of(width);
     NAME(shrink)(low, seen, width, own);
-    while (take(taken, rows, grain, &from, &to)) {
-        float made[grain];
+    while (take(taken, rows, least, size, &from, &to)) {
+        float made[to - from];
         NAME(rows)(weight + from * width, seen, made, 0, to - from, width);
         NAME(adapt)(low, own, made, 0, rows, from, to);
         for (int64_t i = from; i < to; i++)
-            y[i] = x[i] + made[i - from] + (bias ? bias[i] : 0.0f);
+            x[i] += made[i - from] + (bias ? bias[i] : 0.0f);
     }
 }
 
-static void NAME(layer_of)(void *given)
+/* One of `size` threads takes a token through a layer, and meets the others for the last time before the layer's end for the `turn` + 4th time. */
+static void NAME(layer_of)(const struct work *work, _Atomic int64_t *arrived, int64_t size, int64_t turn, float *own)
 {
-    struct work *work = given;
     const struct layer *l = work->layer;
-    const struct token *token = work->token;
-    int64_t number = atomic_fetch_add(&work->threads, 1), size = work->team->start && work->team->threads > 1 ? work->team->size() : 1;
-    int64_t from, to, grain = grain_of(l->hidden), queries = l->heads * l->width, both = l->groups * l->width;
-    float *own = work->own + number * work->own_size, *inside = own + l->hidden;
+    float *x = work->token->x, *inside = own + l->hidden;
+    int64_t from, to, least = least_of(l->hidden), queries = l->heads * l->width, both = l->groups * l->width;
 
-    NAME(normalize)(token->x, l->before, l->before_epsilon, own, l->hidden);
+    NAME(normalize)(x, l->before, l->before_epsilon, own, l->hidden);
     float *keys = NAME(shrink)(&l->low[QUERY], own, l->hidden, inside), *values = NAME(shrink)(&l->low[KEY], own, l->hidden, keys);
     NAME(shrink)(&l->low[VALUE], own, l->hidden, values);
-    while (take(&work->taken[PROJECT], queries + 2 * both, grain, &from, &to)) {
-        NAME(rows)(l->project, own, work->made, from, to, l->hidden);
-        NAME(adapt)(&l->low[QUERY], inside, work->made + from, 0, queries, from, to);
-        NAME(adapt)(&l->low[KEY], keys, work->made + from, queries, both, from, to);
-        NAME(adapt)(&l->low[VALUE], values, work->made + from, queries + both, both, from, to);
+    while (take(&work->taken[PROJECT], queries + 2 * both, least, size, &from, &to)) {
+        float *made = work->made + from;
+        NAME(rows)(l->project + from * l->hidden, own, made, 0, to - from, l->hidden);
+        NAME(adapt)(&l->low[QUERY], inside, made, 0, queries, from, to);
+        NAME(adapt)(&l->low[KEY], keys, made, queries, both, from, to);
+        NAME(adapt)(&l->low[VALUE], values, made, queries + both, both, from, to);
     }
-    meet(&work->arrived, size, 1);
+    meet(arrived, size, turn + 1);
 
-    while (take(&work->taken[ATTEND], l->heads, 1, &from, &to))
+    while (take(&work->taken[ATTEND], l->heads, 1, size, &from, &to))
         NAME(attend)(work, from, own);
-    meet(&work->arrived, size, 2);
+    meet(arrived, size, turn + 2);
 
-    NAME(onto)(&work->taken[ONTO], l->give, l->bias[GIVE], &l->low[GIVE], token->x, work->seen, token->y, l->hidden, queries, own);
-    meet(&work->arrived, size, 3);
+    NAME(onto)(&work->taken[ONTO], l->give, l->bias[GIVE], &l->low[GIVE], work->seen, x, l->hidden, queries, size, own);
+    meet(arrived, size, turn + 3);
 
-    NAME(normalize)(token->y, l->behind, l->behind_epsilon, own, l->hidden);
+    NAME(normalize)(x, l->behind, l->behind_epsilon, own, l->hidden);
     float *ups = NAME(shrink)(&l->low[GATE], own, l->hidden, inside);
     NAME(shrink)(&l->low[UP], own, l->hidden, ups);
-    while (take(&work->taken[WIDEN], l->inner, grain / 2, &from, &to)) {
-        float gate[grain], power[grain], *up = work->inner + from;
+    while (take(&work->taken[WIDEN], l->inner, least / 2, size, &from, &to)) {
         int64_t count = to - from;
+        float gate[count], power[count], *up = work->inner + from;
         NAME(rows)(l->widen + from * l->hidden, own, gate, 0, count, l->hidden);
         NAME(rows)(l->widen + (l->inner + from) * l->hidden, own, up, 0, count, l->hidden);
         NAME(adapt)(&l->low[GATE], inside, gate, 0, l->inner, from, to);
@@ -461,9 +513,76 @@ static void NAME(layer_of)(void *given)
         for (int64_t i = 0; i < count; i++)  /* SiLU (Elfwing et al. 2018) of the gate, times what it lets through */
             up[i] = gate[i] / (1.0f + power[i]) * (up[i] + (l->bias[UP] ? l->bias[UP][from + i] : 0.0f));
     }
-    meet(&work->arrived, size, 4);
+    meet(arrived, size, turn + 4);
 
-    NAME(onto)(&work->taken[NARROW], l->narrow, l->bias[DOWN], &l->low[DOWN], token->y, work->inner, token->y, l->hidden, l->inner, own);
+    NAME(onto)(&work->taken[NARROW], l->narrow, l->bias[DOWN], &l->low[DOWN], work->inner, x, l->hidden, l->inner, size, own);
+}
+
+static void NAME(layers_of)(void *given)
+{
+    struct pass *pass = given;
+    int64_t number = atomic_fetch_add(&pass->threads, 1), size = size_of(pass->team);
+    for (int64_t i = 0; i < pass->count; i++) {
+        NAME(layer_of)(pass->works + i, &pass->arrived, size, PHASES * i, pass->own + number * pass->own_size);
+        if (i + 1 < pass->count)
+            meet(&pass->arrived, size, PHASES * (i + 1));
+    }
+}
+
+static int64_t NAME(statistics)(const float *logits, int64_t n, int64_t most, float *values, int64_t *places)
+{
+    int64_t found = 0, i = 0, odd = 0;
+    float least = -INFINITY;  /* of those found, once there are enough */
+    while (i < n) {
+        if (found == most) {  /* most of them are smaller: several at a time */
+            while (i + LANES <= n) {
+                vector v = LOAD(logits + i);
+                integers above = ~(v <= (vector){0} + least), any = above;  /* what is not a number is not smaller either */
+                int32_t some = 0;
+                for (int k = 0; k < LANES; k++)
+                    some |= any[k];
+                if (some)
+                    break;
+                i += LANES;
+            }
+        }
+        for (int64_t stop = i + LANES < n ? i + LANES : n; i < stop; i++) {
+            float value = logits[i];
+            odd |= value != value;
+            if (found == most && !(value > least))
+                continue;
+            int64_t place = found < most ? found++ : most - 1;
+            for (; place && values[place - 1] < value; place--) {
+                values[place] = values[place - 1];
+                places[place] = places[place - 1];
+            }
+            values[place] = value;
+            places[place] = i;
+            least = found == most ? values[most - 1] : least;
+        }
+    }
+    if (odd || !(values[0] > -INFINITY && values[0] < INFINITY))
+        return 0;
+    float top = values[0];
+    vector sums = {0}, weighted = {0}, floor = (vector){0} - 100.0f;  /* a logit of minus infinity adds nothing; its product would not be a number */
+    for (i = 0; i < n; i += LANES) {
+        vector d;
+        if (i + LANES <= n)
+            d = LOAD(logits + i) - top;
+        else {
+            d = (vector){0} - INFINITY;
+            for (int64_t k = i; k < n; k++)
+                d[k - i] = logits[k] - top;
+        }
+        d = NAME(choose)(d < floor, floor, d);
+        vector p = NAME(choose)(d <= floor, (vector){0}, NAME(power)(d));
+        sums += p;
+        weighted += d * p;
+    }
+    float sum = NAME(total)(sums);
+    values[most] = top + logf(sum);
+    values[most + 1] = logf(sum) - NAME(total)(weighted) / sum;
+    return 1;
 }
 
 #undef vector

@@ -16,7 +16,7 @@ import torch
 
 INTERFACE = 1  # of native.c: another one was compiled from another version of it
 MODULE = "lawf_repl.engine._native"
-POINTER, COUNT = ctypes.c_void_p, ctypes.c_int64
+POINTER, COUNT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Team(ctypes.Structure):
@@ -38,7 +38,8 @@ def library() -> Any:
             return None
         loaded.lawf_choose.argtypes, loaded.lawf_choose.restype = (COUNT,), ctypes.c_char_p
         loaded.lawf_product.argtypes, loaded.lawf_product.restype = (*[POINTER] * 5, COUNT, COUNT), None
-        loaded.lawf_layer.argtypes, loaded.lawf_layer.restype = (POINTER,) * 3, COUNT
+        loaded.lawf_layers.argtypes, loaded.lawf_layers.restype = (*[POINTER] * 4, COUNT), COUNT
+        loaded.lawf_statistics.argtypes, loaded.lawf_statistics.restype = (POINTER, COUNT, COUNT, POINTER, POINTER), COUNT
         loaded.lawf_choose(0)
     except (OSError, AttributeError):  # not a library, or one without these functions
         return None
@@ -101,6 +102,17 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     x, y = x.contiguous(), x.new_empty(*x.shape[:-1], len(weight))
     library().lawf_product(team(), weight.data_ptr(), address(bias), x.data_ptr(), y.data_ptr(), *weight.shape)
     return y
+
+
+def statistics(row: torch.Tensor, count: int) -> tuple[list[int], list[float], float, float] | None:
+    """Of logits (V,), float32 without gaps on a CPU: places and values of the `count` largest, the first of equals first; the logarithm of the sum of
+    all their powers of e; and the entropy of their softmax, in nats. None where one of them is not a number, or none is finite.
+    """
+    values, places = (REAL * (count + 2))(), (COUNT * count)()
+    if not library().lawf_statistics(row.data_ptr(), len(row), count, values, places):
+        return None
+    *largest, normalizer, entropy = values
+    return list(places), largest, normalizer, entropy
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

@@ -16,9 +16,10 @@ from torch import nn
 from transformers import DynamicCache
 
 from lawf_repl.engine.layout import joint
+from lawf_repl.engine.native_layers import NativeLayers
 from lawf_repl.engine.products import FrozenLinear, product_of
 from lawf_repl.engine.roomy import RoomyLayer
-from lawf_repl.engine.single import can_be_single, single_layer, vector_norm
+from lawf_repl.engine.single import SingleLayer, can_be_single, vector_norm
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 Attend = Callable[[RoomyLayer, torch.Tensor, torch.Tensor, int, float], torch.Tensor]  # its cache, queries and keys (n, heads + groups, D), values
@@ -45,7 +46,8 @@ class PlainSteps:
                         for layer in decoder.layers for attention in (layer.self_attn,)]
         self._width: int = decoder.layers[0].self_attn.head_dim
         self._cos = self._sin = torch.empty(0)  # (positions, 1, D)
-        self._single = [single_layer(layer) for layer in decoder.layers] if can_be_single(model) else []
+        self._single = [SingleLayer(layer) for layer in decoder.layers] if can_be_single(model) else []
+        self._compiled = _compiled(decoder.layers) if self._single else None
         self._last = vector_norm(decoder.norm)
 
     def stands(self) -> bool:
@@ -61,6 +63,8 @@ class PlainSteps:
         cos, sin = self._angles(start, n)
         if n == 1 and self._single:
             x, cos, sin = weight[ids[0]], cos[0], sin[0]
+            if self._compiled is not None and self._compiled.ready():
+                return self._last(self._compiled(x, layers, cos, sin))[None]
             for single, layer in zip(self._single, layers, strict=True):
                 x = single(x, layer, cos, sin)
             return self._last(x)[None]
@@ -107,6 +111,14 @@ class PlainSteps:
             sin = torch.cat((-sin[..., :self._width // 2], sin[..., self._width // 2:]), -1)
             self._cos, self._sin = cos[0, :, None], sin[0, :, None]
         return self._cos[start:start + n], self._sin[start:start + n]
+
+
+def _compiled(layers: Any) -> NativeLayers | None:
+    """Layers as one compiled function; None where there is nothing compiled, or they are of another kind."""
+    try:
+        return NativeLayers(layers)
+    except ValueError:
+        return None
 
 
 def _projections(*modules: Any) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:

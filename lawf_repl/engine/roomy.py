@@ -49,17 +49,17 @@ class RoomyLayer(DynamicLayer):
         self.grew_by_one()
         return self.keys, self.values
 
-    def room_for_one(self, heads: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Tensors (1, heads, room, D) for one more token of the only row, in dtype and on the device of `like`, and the place where its states go.
+    def room_for_one(self, heads: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tensors (1, heads, room, D) with room for one more token of the only row, in dtype and on the device of `like`.
 
-        They count when `grew_by_one` says that they are there.
+        Its states count when `grew_by_one` says that they are there.
         """
         start = self.get_seq_length()
         one = like.new_empty(1, heads, 1, width) if not start else self.keys[..., :1, :]
         if not start or not self._has_room(self._whole[0], one, start, start + 1):
             self.update(one, one)  # makes room
             self.keys, self.values = self.keys[..., :start, :], self.values[..., :start, :]
-        return *self._whole, start
+        return self._whole
 
     def grew_by_one(self) -> None:
         """The states of one more token have been written behind the others."""

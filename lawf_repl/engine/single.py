@@ -15,9 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from lawf_repl.engine import native
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.native_layer import NativeLayer, SingleStep
 from lawf_repl.engine.products import FrozenLinear, of_vector, product_of
 from lawf_repl.engine.roomy import RoomyLayer
 
@@ -29,17 +27,6 @@ TINY = 1e-38  # mean square of a state of zeros, where the model adds no epsilon
 def can_be_single(model: Any) -> bool:
     """Whether all its weights are of a kind that this is for."""
     return all(parameter.dtype == torch.float32 and parameter.device.type == "cpu" for parameter in model.parameters())
-
-
-def single_layer(layer: Any) -> SingleStep:
-    """What one decoder layer does to one token: compiled where there is that and it is such a layer, or else by torch."""
-    by_torch = SingleLayer(layer)
-    if not native.at_hand():
-        return by_torch
-    try:
-        return NativeLayer(layer, by_torch)
-    except ValueError:
-        return by_torch
 
 
 class SingleLayer:

@@ -1,9 +1,9 @@
-"""A decoder layer on one token in one call of what is compiled, with the LoRA that may be on it."""
+"""A token through the layers of a plain decoder in one call of what is compiled, with the LoRA that may be on them."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,11 @@ from transformers.activations import ACT2FN
 
 from lawf_repl.engine import native
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.native import COUNT, POINTER
+from lawf_repl.engine.native import COUNT, POINTER, REAL
 from lawf_repl.engine.products import FrozenLinear
 from lawf_repl.engine.roomy import RoomyLayer
 
-SingleStep = Callable[[torch.Tensor, RoomyLayer, torch.Tensor, torch.Tensor], torch.Tensor]
 PROJECTIONS = 7  # queries, keys, values, output, gate, up, down
-REAL = ctypes.c_float
 
 
 class Low(ctypes.Structure):
@@ -36,55 +34,77 @@ class Layer(ctypes.Structure):
                 *((name, COUNT) for name in ("hidden", "width", "heads", "groups", "inner")))
 
 
+class Kept(ctypes.Structure):
+    """`struct kept` of native.c."""
+
+    _fields_ = (("keys", POINTER), ("values", POINTER), ("room", COUNT))
+
+
 class Token(ctypes.Structure):
     """`struct token` of native.c."""
 
-    _fields_ = (*((name, POINTER) for name in ("x", "cosines", "sines", "y", "keys", "values")), ("room", COUNT), ("length", COUNT))
+    _fields_ = (("x", POINTER), ("cosines", POINTER), ("sines", POINTER), ("length", COUNT))
 
 
-class NativeLayer:
-    """What one decoder layer does to one token; `otherwise` does it where the LoRA is in a state that is not for it."""
+class NativeLayers:
+    """What decoder layers do to one token."""
 
-    def __init__(self, layer: Any, otherwise: SingleStep) -> None:
+    def __init__(self, layers: Sequence[Any]) -> None:
+        """Raises ValueError where one of them is not what native.c computes."""
+        if not native.at_hand():
+            raise ValueError("nothing is compiled here")
+        self._layers = [_Described(layer) for layer in layers]
+        self._adapted = [(one.struct.low[number], lora) for one in self._layers for number, lora in one.loras]
+        self._pointers = (POINTER * len(layers))(*(ctypes.addressof(one.struct) for one in self._layers))
+        self._kept = (Kept * len(layers))()
+        self._call = native.library().lawf_layers
+
+    def ready(self) -> bool:
+        """Note what the LoRA on each layer adds now; whether that can be said in this way."""
+        return all([lora.fill(low) for low, lora in self._adapted])
+
+    def __call__(self, x: torch.Tensor, cached: Sequence[RoomyLayer], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """The layers' answer (H) to x (H), where they are `ready`; its keys and values then stand in the cache.
+
+        Cosines and signed sines are (1, D).
+        """
+        x, cos, sin = x.clone(), cos.contiguous(), sin.contiguous()
+        length = cached[0].get_seq_length()
+        for one, layer, kept in zip(self._layers, cached, self._kept, strict=True):
+            keys, values = layer.room_for_one(one.groups, one.width, x)
+            kept.keys, kept.values, kept.room = keys.data_ptr(), values.data_ptr(), keys.shape[-2]
+        token = Token(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), length)
+        if not self._call(native.team(), self._pointers, self._kept, ctypes.byref(token), len(self._layers)):
+            raise torch.OutOfMemoryError("no memory for the states of a token")
+        for layer in cached:
+            layer.grew_by_one()
+        return x
+
+
+class _Described:
+    """A decoder layer as native.c takes it; it holds what is used by its address."""
+
+    def __init__(self, layer: Any) -> None:
         """Raises ValueError where the layer is not one that native.c computes."""
         attention, mlp = layer.self_attn, layer.mlp
         modules = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj
-        self._otherwise = otherwise
         linear = [_base(module) for module in modules]
         norms = [layer.input_layernorm, layer.post_attention_layernorm, *(getattr(attention, name, None) for name in ("q_norm", "k_norm"))]
         weights = [joint(linear[:3]), linear[3].weight, joint(linear[4:6]), linear[6].weight]
-        if type(mlp.act_fn) not in (nn.SiLU, type(ACT2FN["silu"])) or any(weight is None or not native.can_read(weight) for weight in weights):
-            raise ValueError("another activation, or weights that lie in another way")
-        self._loras = [(number, _Lora(module)) for number, module in enumerate(modules) if module is not linear[number]]
         biases = [module.bias for module in linear]
-        # what is used by its address must not go away
+        if type(mlp.act_fn) not in (nn.SiLU, type(ACT2FN["silu"])) or any(weight is None for weight in weights):
+            raise ValueError("another activation, or weights that lie in another way")
         self._held = [tensor.detach() for tensor in (*weights, *biases, *(norm.weight for norm in norms if norm is not None)) if tensor is not None]
         if not all(native.can_read(tensor) for tensor in self._held):
             raise ValueError("another dtype or device")
-        width = attention.head_dim
-        self._groups, self._width = linear[1].out_features // width, width
-        self._layer = Layer(
+        self.loras = [(number, _Lora(module)) for number, module in enumerate(modules) if module is not linear[number]]
+        self.width = int(attention.head_dim)
+        self.groups = linear[1].out_features // self.width
+        self.struct = Layer(
             *(norm.weight.data_ptr() for norm in norms[:2]), *(weight.data_ptr() for weight in weights),
             (POINTER * PROJECTIONS)(*map(native.address, biases)), (Low * PROJECTIONS)(),
             *(native.address(getattr(norm, "weight", None)) for norm in norms[2:]), *(getattr(norm, "variance_epsilon", 0.0) for norm in norms),
-            attention.scaling, linear[0].in_features, width, linear[0].out_features // width, self._groups, linear[4].out_features)
-        self._token = Token()
-        self._reference = ctypes.byref(self._layer)
-        self._call = native.library().lawf_layer
-
-    def __call__(self, x: torch.Tensor, cache: RoomyLayer, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """The layer's answer (H) to x (H), whose key and value then stand in the cache. Cosines and signed sines are (1, D)."""
-        for number, lora in self._loras:
-            if not lora.fill(self._layer.low[number]):
-                return self._otherwise(x, cache, cos, sin)
-        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
-        y = torch.empty_like(x)
-        keys, values, length = cache.room_for_one(self._groups, self._width, x)
-        token = Token(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.shape[-2], length)
-        if not self._call(native.team(), self._reference, ctypes.byref(token)):
-            raise torch.OutOfMemoryError("no memory for a layer's states")
-        cache.grew_by_one()
-        return y
+            attention.scaling, linear[0].in_features, self.width, linear[0].out_features // self.width, self.groups, linear[4].out_features)
 
 
 class _Lora:

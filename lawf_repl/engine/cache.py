@@ -232,9 +232,8 @@ class KeptCache:
         masked = reach_of(self._model) is not None and self._start > len(known)
         if self._plain and not masked and known and len(ids) <= FEW and (steps := self._current_steps()) is not None:
             with memory_guard(*GUARD):
-                new = steps(ids, cache)
-                logits = steps.head(new[len(ids) - keep:])
-            finals.update(enumerate(new.split(1), len(known)))
+                new, logits = steps.logits(ids, cache, keep)
+            finals.update(enumerate(new.split(1), len(known)) if len(ids) > 1 else ((len(known), new),))
             known += ids
             self._cache, self.ids, self._finals = cache, known, finals
             return logits

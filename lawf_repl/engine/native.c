@@ -59,11 +59,16 @@ struct kept {
     int64_t room;
 };
 
-/* A token on its way through the layers: x (H) is what comes out of each. Its key and value are written behind `length` others. */
+/* A token on its way through the layers: x (H) is what comes out of each. Its key and value are written behind `length` others.
+   Where there is a head, the norm behind the last layer makes `final` (H) of x, and the head (vocabulary, H) the logits (vocabulary) of that. */
 struct token {
     float *x;
     const float *cosines, *sines;   /* (D): of the sines the first half with the other sign */
     int64_t length;
+    const float *last, *head;
+    float *final, *logits;
+    int64_t hidden, vocabulary;
+    float last_epsilon;
 };
 
 enum { PROJECT, ATTEND, ONTO, WIDEN, NARROW, PHASES };
@@ -83,7 +88,8 @@ struct pass {
     int64_t count, own_size;
     float *own;
     const struct team *team;
-    _Atomic int64_t threads, arrived;
+    const struct token *token;
+    _Atomic int64_t threads, arrived, taken;
 };
 
 struct product {
@@ -209,10 +215,10 @@ void lawf_product(const struct team *team, const float *weight, const float *bia
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Take a token through `count` layers, and write its keys and values into the cache. Gives 1, or 0 where there is no memory for it. */
+/* Take a token through `count` layers, to the logits where it has a head, and write its keys and values into the cache. Gives 1, or 0 where there is no memory for it. */
 int64_t lawf_layers(const struct team *team, const struct layer *const *layers, const struct kept *kept, const struct token *token, int64_t count)
 {
-    int64_t made = 0, seen = 0, inner = 0, own = 0, threads = team->start && team->threads > 1 ? team->threads : 1;
+    int64_t made = 0, seen = 0, inner = 0, own = token->head ? token->hidden + 16 : 0, threads = team->start && team->threads > 1 ? team->threads : 1;
     for (int64_t i = 0; i < count; i++) {
         const struct layer *l = layers[i];
         int64_t ranks = 0;
@@ -229,7 +235,7 @@ int64_t lawf_layers(const struct team *team, const struct layer *const *layers, 
     if (room && works && taken) {
         for (int64_t i = 0; i < count; i++)
             works[i] = (struct work){layers[i], kept + i, token, room, room + made, room + made + seen, taken + i * PHASES};
-        struct pass pass = {works, count, own, room + made + seen + inner, team, 0, 0};
+        struct pass pass = {works, count, own, room + made + seen + inner, team, token, 0, 0, 0};
         run(team, BOTH(layers_of), &pass);
     }
     int64_t done = room && works && taken;
@@ -522,11 +528,20 @@ static void NAME(layers_of)(void *given)
 {
     struct pass *pass = given;
     int64_t number = atomic_fetch_add(&pass->threads, 1), size = size_of(pass->team);
+    float *own = pass->own + number * pass->own_size;
     for (int64_t i = 0; i < pass->count; i++) {
-        NAME(layer_of)(pass->works + i, &pass->arrived, size, PHASES * i, pass->own + number * pass->own_size);
-        if (i + 1 < pass->count)
-            meet(&pass->arrived, size, PHASES * (i + 1));
+        NAME(layer_of)(pass->works + i, &pass->arrived, size, PHASES * i, own);
+        meet(&pass->arrived, size, PHASES * (i + 1));
     }
+    if (!pass->token->head)
+        return;
+    const struct token *token = pass->token;
+    NAME(normalize)(token->x, token->last, token->last_epsilon, own, token->hidden);
+    if (!number)
+        memcpy(token->final, own, sizeof(float) * (size_t)token->hidden);
+    int64_t from, to, least = least_of(token->hidden);
+    while (take(&pass->taken, token->vocabulary, least, size, &from, &to))
+        NAME(rows)(token->head, own, token->logits, from, to, token->hidden);
 }
 
 static int64_t NAME(statistics)(const float *logits, int64_t n, int64_t most, float *values, int64_t *places)

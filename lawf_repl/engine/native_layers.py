@@ -43,7 +43,8 @@ class Kept(ctypes.Structure):
 class Token(ctypes.Structure):
     """`struct token` of native.c."""
 
-    _fields_ = (("x", POINTER), ("cosines", POINTER), ("sines", POINTER), ("length", COUNT))
+    _fields_ = (("x", POINTER), ("cosines", POINTER), ("sines", POINTER), ("length", COUNT), ("last", POINTER), ("head", POINTER),
+                ("final", POINTER), ("logits", POINTER), ("hidden", COUNT), ("vocabulary", COUNT), ("last_epsilon", REAL))
 
 
 class NativeLayers:
@@ -57,6 +58,7 @@ class NativeLayers:
         self._adapted = [(one.struct.low[number], lora) for one in self._layers for number, lora in one.loras]
         self._pointers = (POINTER * len(layers))(*(ctypes.addressof(one.struct) for one in self._layers))
         self._kept = (Kept * len(layers))()
+        self._rooms: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(layers)  # what stands in `_kept`
         self._call = native.library().lawf_layers
 
     def ready(self) -> bool:
@@ -66,19 +68,47 @@ class NativeLayers:
     def __call__(self, x: torch.Tensor, cached: Sequence[RoomyLayer], cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """The layers' answer (H) to x (H), where they are `ready`; its keys and values then stand in the cache.
 
-        Cosines and signed sines are (1, D).
+        Cosines and signed sines (D) lie without gaps.
         """
-        x, cos, sin = x.clone(), cos.contiguous(), sin.contiguous()
-        length = cached[0].get_seq_length()
-        for one, layer, kept in zip(self._layers, cached, self._kept, strict=True):
-            keys, values = layer.room_for_one(one.groups, one.width, x)
-            kept.keys, kept.values, kept.room = keys.data_ptr(), values.data_ptr(), keys.shape[-2]
-        token = Token(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), length)
+        x = x.clone()
+        self._go(Token(x=x.data_ptr(), cosines=cos.data_ptr(), sines=sin.data_ptr()), cached, x)
+        return x
+
+    def through(self, ending: Ending, x: torch.Tensor, cached: Sequence[RoomyLayer], cos: torch.Tensor,
+                sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and what the model's ending makes of it: the final hidden state (H) and the logits (V)."""
+        x = x.clone()
+        final, logits = torch.empty_like(x), x.new_empty(ending.vocabulary)
+        self._go(Token(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), 0, ending.last, ending.head, final.data_ptr(), logits.data_ptr(),
+                       len(x), ending.vocabulary, ending.epsilon), cached, x)
+        return final, logits
+
+    def _go(self, token: Token, cached: Sequence[RoomyLayer], x: torch.Tensor) -> None:
+        token.length = cached[0].get_seq_length()
+        for number, layer in enumerate(cached):
+            one = self._layers[number]
+            room = layer.room_for_one(one.groups, one.width, x)
+            if room is not self._rooms[number]:
+                keys, values = self._rooms[number] = room
+                self._kept[number] = Kept(keys.data_ptr(), values.data_ptr(), keys.shape[-2])
         if not self._call(native.team(), self._pointers, self._kept, ctypes.byref(token), len(self._layers)):
             raise torch.OutOfMemoryError("no memory for the states of a token")
         for layer in cached:
             layer.grew_by_one()
-        return x
+
+
+class Ending:
+    """The norm behind a decoder's last layer, and its head."""
+
+    def __init__(self, norm: Any, head: Any) -> None:
+        """Raises ValueError where they are not what native.c computes."""
+        if type(head) is not FrozenLinear or head.bias is not None:
+            raise ValueError("another kind of head")
+        self._held = norm.weight.detach(), head.weight.detach()
+        if not all(map(native.can_read, self._held)):
+            raise ValueError("another dtype or device")
+        self.last, self.head = (tensor.data_ptr() for tensor in self._held)
+        self.vocabulary, self.epsilon = len(head.weight), norm.variance_epsilon
 
 
 class _Described:

@@ -8,6 +8,8 @@ model's own modules directly. Everything that is not exactly such a model goes t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import contains
 from typing import Any, cast
 
 import torch
@@ -16,7 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from lawf_repl.engine.layout import joint
-from lawf_repl.engine.native_layers import NativeLayers
+from lawf_repl.engine.native_layers import Ending, NativeLayers
 from lawf_repl.engine.products import FrozenLinear, product_of
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.engine.single import SingleLayer, can_be_single, vector_norm
@@ -47,12 +49,12 @@ class PlainSteps:
         self._width: int = decoder.layers[0].self_attn.head_dim
         self._cos = self._sin = torch.empty(0)  # (positions, 1, D)
         self._single = [SingleLayer(layer) for layer in decoder.layers] if can_be_single(model) else []
-        self._compiled = _compiled(decoder.layers) if self._single else None
+        self._compiled, self._ending = _compiled(model) if self._single else (None, None)
         self._last = vector_norm(decoder.norm)
 
     def stands(self) -> bool:
         """Whether every module is the one it was, and none has a hook, or a forward of its own, that must not be passed by."""
-        return not any(self._hooks) and not any("forward" in own for own in self._own) and all(
+        return not any(self._hooks) and not any(map(contains, self._own, repeat("forward"))) and all(
             list(now.values()) == then for now, then in self._children)
 
     def __call__(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
@@ -60,14 +62,15 @@ class PlainSteps:
         layers = cast(list[RoomyLayer], cache.layers)
         start, n = layers[0].get_seq_length(), len(ids)
         weight = self._embedding
-        cos, sin = self._angles(start, n)
+        self._make_angles(start + n)
         if n == 1 and self._single:
-            x, cos, sin = weight[ids[0]], cos[0], sin[0]
+            x, cos, sin = weight[ids[0]], self._cos[start], self._sin[start]
             if self._compiled is not None and self._compiled.ready():
                 return self._last(self._compiled(x, layers, cos, sin))[None]
             for single, layer in zip(self._single, layers, strict=True):
                 x = single(x, layer, cos, sin)
             return self._last(x)[None]
+        cos, sin = self._cos[start:start + n], self._sin[start:start + n]
         # every new token sees the cached ones and the new ones up to itself
         mask = torch.ones(n, start + n, dtype=torch.bool, device=weight.device).tril(start) if n > 1 else None
         x = weight[ids[0]][None] if n == 1 else F.embedding(torch.tensor(ids, device=weight.device), weight)  # (n, H)
@@ -79,10 +82,23 @@ class PlainSteps:
             return seen[0].transpose(0, 1).reshape(n, -1)
         return self._through(x, layers, cos, sin, attend)
 
+    def logits(self, ids: list[int], cache: DynamicCache, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the logits (keep, V) of the last `keep` of them."""
+        layers = cast(list[RoomyLayer], cache.layers)
+        if len(ids) == keep == 1 and self._compiled is not None and self._ending is not None and self._compiled.ready():
+            start = layers[0].get_seq_length()
+            self._make_angles(start + 1)
+            final, logits = self._compiled.through(self._ending, self._embedding[ids[0]], layers, self._cos[start], self._sin[start])
+            return final[None], logits[None]
+        finals = self(ids, cache)
+        return finals, self.head(finals[len(ids) - keep:])
+
     def rows(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Final hidden states (B, H) of one more token `ids` (B,) behind each of the texts in `cache`, all of one length; it has them then too."""
         layers = cast(list[RoomyLayer], cache.layers)
-        cos, sin = self._angles(layers[0].get_seq_length(), 1)
+        start = layers[0].get_seq_length()
+        self._make_angles(start + 1)
+        cos, sin = self._cos[start:start + 1], self._sin[start:start + 1]
 
         def attend(layer: RoomyLayer, both: torch.Tensor, v: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
             keys, values = layer.update(both[:, heads:, None], v[:, :, None])  # (B, groups, T, D)
@@ -103,22 +119,25 @@ class PlainSteps:
             x = x + down(act(gate) * up)
         return self._norm(x)
 
-    def _angles(self, start: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines (n, 1, D) for positions from `start` on; the sines with the sign that half of them is used with."""
-        if start + n > len(self._cos):
-            places = torch.arange(start + n + 256, device=self._embedding.device)[None]
+    def _make_angles(self, stop: int) -> None:
+        """Have cosines and sines for the positions before `stop`; the sines with the sign that half of them is used with."""
+        if stop > len(self._cos):
+            places = torch.arange(stop + 256, device=self._embedding.device)[None]
             cos, sin = self._rotary(self._embedding, places)  # (1, positions, D)
             sin = torch.cat((-sin[..., :self._width // 2], sin[..., self._width // 2:]), -1)
-            self._cos, self._sin = cos[0, :, None], sin[0, :, None]
-        return self._cos[start:start + n], self._sin[start:start + n]
+            self._cos, self._sin = cos[0, :, None].contiguous(), sin[0, :, None].contiguous()
 
 
-def _compiled(layers: Any) -> NativeLayers | None:
-    """Layers as one compiled function; None where there is nothing compiled, or they are of another kind."""
+def _compiled(model: Any) -> tuple[NativeLayers | None, Ending | None]:
+    """A model's layers and their ending as compiled functions; None where there is nothing compiled, or they are of another kind."""
     try:
-        return NativeLayers(layers)
+        layers = NativeLayers(model.model.layers)
     except ValueError:
-        return None
+        return None, None
+    try:
+        return layers, Ending(model.model.norm, model.lm_head)
+    except ValueError:
+        return layers, None
 
 
 def _projections(*modules: Any) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:

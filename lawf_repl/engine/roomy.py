@@ -11,13 +11,47 @@ ROOM = 64  # tokens, and a quarter of what there is
 
 
 class RoomyLayer(DynamicLayer):
-    """DynamicLayer, whose `keys` and `values` (B, heads, T, D) are views of larger tensors here; cutting it takes nothing but a shorter view."""
+    """DynamicLayer, whose `keys` and `values` (B, heads, T, D) are views of larger tensors here; cutting it takes nothing but a shorter view.
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    Where tokens are appended one by one nobody looks at the views, and 60 of them a token take as long as a layer: they are made when they are asked for.
+    """
 
     def __init__(self) -> None:
+        self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+        self._length: int | None = None  # of the views, where they are not made yet
         super().__init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def keys(self) -> Any:  # type: ignore[override]
+        """The keys (B, heads, T, D)."""
+        self._make_views()
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: torch.Tensor | None) -> None:
+        self._make_views()
+        self._keys = keys
+
+    @property
+    def values(self) -> Any:  # type: ignore[override]
+        """The values (B, heads, T, D)."""
+        self._make_views()
+        return self._values
+
+    @values.setter
+    def values(self, values: torch.Tensor | None) -> None:
+        self._make_views()
+        self._values = values
+
+    def _make_views(self) -> None:
+        if self._length is not None:
+            self._keys, self._values = (whole.narrow(-2, 0, self._length) for whole in self._whole)  # a third of what an index costs
+            self._length = None
+
+    def get_seq_length(self) -> int:
+        """Tokens whose states stand."""
+        return int(super().get_seq_length()) if self._length is None else self._length
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
@@ -54,6 +88,8 @@ class RoomyLayer(DynamicLayer):
 
         Its states count when `grew_by_one` says that they are there.
         """
+        if self._length is not None and self._length < self._whole[0].shape[-2]:
+            return self._whole
         start = self.get_seq_length()
         one = like.new_empty(1, heads, 1, width) if not start else self.keys[..., :1, :]
         if not start or not self._has_room(self._whole[0], one, start, start + 1):
@@ -62,10 +98,8 @@ class RoomyLayer(DynamicLayer):
         return self._whole
 
     def grew_by_one(self) -> None:
-        """The states of one more token have been written behind the others."""
-        stop = self.keys.shape[-2] + 1
-        keys, values = self._whole
-        self.keys, self.values = keys.narrow(-2, 0, stop), values.narrow(-2, 0, stop)  # a third of what an index costs
+        """The states of one more token have been written behind the others, where `room_for_one` was."""
+        self._length = self.get_seq_length() + 1
 
     def _has_room(self, whole: torch.Tensor, new: torch.Tensor, start: int, stop: int) -> bool:
         """Whether what stands is in `whole`, which rows that were chosen or repeated are not any more, and `new` fits behind it."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from lawf_repl.config import Settings
 from lawf_repl.demo.vocabulary import CHAT_TEMPLATE, byte_characters
+from lawf_repl.engine import native
 from lawf_repl.engine.base import Engine, load_engine
 from lawf_repl.engine.tokenizer import HubTokenizer
 from lawf_repl.measure.probes import ProbeSet
@@ -64,6 +65,12 @@ def make_tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
     model = Qwen3ForCausalLM(config)
     model.eval()
     return model
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if lawf had been installed where there is no C compiler."""
+    monkeypatch.setattr(native, "at_hand", lambda: False)
 
 
 @pytest.fixture(scope="session")

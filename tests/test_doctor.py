@@ -24,7 +24,7 @@ from lawf_repl.verbs import doctor
 from lawf_repl.verbs.doctor import NEEDED, NOT_INSTALLED, OPTIONAL, _terminal, examine
 from lawf_repl.verbs.repl import Shelf
 
-FIELDS = ["versions", "optional", "devices", "threads", "fits", "model", "folders", "terminal", "problems"]
+FIELDS = ["versions", "optional", "devices", "threads", "decoding", "fits", "model", "folders", "terminal", "problems"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_a_named_model_is_loaded_and_told(capsys: pytest.CaptureFixture[str]) ->
 def test_what_is_shown_is_what_was_found(tiny_engine: Engine, tmp_path: Path) -> None:
     found = examine(Settings(), Theme(plain=True), tmp_path, tiny_engine)
     shown = text_of(found, 200)
-    for expected in (found["versions"]["torch"], f"{found['devices'][0]['device']}  ", ", which lawf uses", "background not known",
+    for expected in (found["versions"]["torch"], "compiled", f"{found['devices'][0]['device']}  ", ", which lawf uses", "background not known",
                      "Qwen3ForCausalLM", str(tmp_path), "fits cpu", "135M", found["fits"]["formula"], "nothing is wrong"):
         assert expected in shown, expected
     assert "\x1b" not in text_of({**found, "problems": ["\x1b[2J"]}) and "nothing is wrong" not in text_of({**found, "problems": ["x"]})

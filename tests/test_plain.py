@@ -22,7 +22,7 @@ from transformers import (
 
 from lawf_repl.config import Settings
 from lawf_repl.engine import layout as layouts
-from lawf_repl.engine import products
+from lawf_repl.engine import native, products
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.decode import Decoder, Sampling
@@ -70,9 +70,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
 
     class Counted(PlainSteps):
-        def __call__(self, ids: list[int], cache: Any) -> torch.Tensor:
+        def logits(self, ids: list[int], cache: Any, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
             seen.append(len(ids))
-            return super().__call__(ids, cache)
+            return super().logits(ids, cache, keep)
 
     monkeypatch.setattr("lawf_repl.engine.cache.PlainSteps", Counted)
     return seen
@@ -81,9 +81,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
 
 
-@pytest.mark.parametrize("layout", ["columns", pytest.param("rows", marks=needs_onednn), pytest.param("wide", marks=needs_onednn)])
+@pytest.mark.parametrize("layout", ["compiled", "columns", pytest.param("rows", marks=needs_onednn), pytest.param("wide", marks=needs_onednn)])
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_short_way_gives_the_logits_of_a_full_forward(name: str, layout: str, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    if layout != "compiled":
+        monkeypatch.setattr(native, "at_hand", lambda: False)
     if layout == "columns":
         monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
     if layout == "wide":  # as if all that is wide were large, on a processor where MKL makes the products
@@ -112,6 +114,7 @@ def test_a_long_text_grows_out_of_the_room_that_there_was(taken: list[int]) -> N
     assert len(taken) == 390 and cache.ids == text
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_without_onednn_weights_are_columns_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
     same = laid_out()
@@ -120,6 +123,7 @@ def test_without_onednn_weights_are_columns_side_by_side(monkeypatch: pytest.Mon
 
 
 @needs_onednn
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
 def test_with_mkl_what_is_large_and_wide_is_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "LARGE", 0)
@@ -128,6 +132,14 @@ def test_with_mkl_what_is_large_and_wide_is_columns(monkeypatch: pytest.MonkeyPa
     same = laid_out()
     assert same.lm_head.weight.stride() == (1, 259) and same.model.layers[0].mlp.down_proj.weight.is_contiguous()
     assert same.model.layers[0].mlp.gate_proj.weight.stride(0) == 1 and sides(same) == (True, True)
+
+
+@pytest.mark.skipif(not native.at_hand(), reason="nothing is compiled here")
+def test_where_decoding_is_compiled_weights_are_rows_side_by_side_whatever_else_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lawf_repl.engine.layout.onednn_works", lambda: False)
+    monkeypatch.setattr(products, "LARGE", 0)
+    same = laid_out()
+    assert all(parameter.is_contiguous() for parameter in same.parameters()) and sides(same) == (True, True)
 
 
 @needs_onednn

@@ -55,7 +55,7 @@ def test_products_and_gradients_are_torchs(inputs: int, outputs: int, shape: lis
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+def made(monkeypatch: pytest.MonkeyPatch, uncompiled: None) -> list[torch.Size]:
     """Shapes of the matrices that oneDNN is given, always with inputs that lie without gaps."""
     shapes: list[torch.Size] = []
 
@@ -167,6 +167,7 @@ def test_a_large_wide_matrix_in_columns_is_read_in_parts_of_them(made: list[torc
 
 @pytest.mark.parametrize(("rows", "width", "faster", "columns"), [
     (4096, 1024, False, True), (1024, 2048, False, False), (3072, 192, False, False), (49152, 576, False, True), (49152, 576, True, False)])
+@pytest.mark.usefixtures("uncompiled")
 def test_which_matrices_lie_in_columns(rows: int, width: int, faster: bool, columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "onednn_is_faster", lambda: faster)
     assert products.in_columns(rows, width) == (columns and torch.backends.mkl.is_available())
@@ -269,6 +270,7 @@ def test_where_it_says_something_else_or_the_processor_is_another_it_is_not_used
         onednn_works.cache_clear()
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_a_build_without_it_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any) -> torch.Tensor:
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")

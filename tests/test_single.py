@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from lawf_repl.config import Settings
+from lawf_repl.engine import native
 from lawf_repl.engine.base import Engine
 from lawf_repl.engine.layout import lay_out
 from lawf_repl.engine.plain import PlainSteps
@@ -25,6 +26,7 @@ from tests.test_plain import MODELS, make
 CLOSE = 1e-5  # beside numbers around 1
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("laid", [False, True])
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -44,15 +46,15 @@ def test_each_layer_gives_what_the_models_own_gives(name: str, laid: bool, adapt
         for place in range(5):
             x = torch.randn(32, generator=torch.Generator().manual_seed(place))
             angles = model.model.rotary_emb(x, torch.tensor([[place]]))
-            expected = layer(x[None, None], position_embeddings=angles, past_key_values=_Alone(own), use_cache=True)
-            cos, sin = steps._angles(place, 1)
-            found = single(x, cache, cos[0], sin[0])
+            expected = layer(x[None, None], position_embeddings=angles, past_key_values=Alone(own), use_cache=True)
+            steps._make_angles(place + 1)
+            found = single(x, cache, steps._cos[place], steps._sin[place])
             assert torch.allclose(found, expected[0, 0], atol=CLOSE * float(expected.abs().max()), rtol=CLOSE)
             for kept, right in ((cache.keys, own.keys), (cache.values, own.values)):
                 assert torch.allclose(kept, right, atol=CLOSE * float(right.abs().max()))
 
 
-class _Alone:
+class Alone:
     """A cache of one layer, whatever its number."""
 
     def __init__(self, layer: RoomyLayer) -> None:
@@ -62,14 +64,15 @@ class _Alone:
         return self.layer.update(keys, values)
 
 
+@pytest.mark.usefixtures("uncompiled")
 @torch.no_grad()
 def test_what_it_is_given_stays_as_it_is() -> None:
     model = make("qwen3")
     lay_out(model)
     steps, cache, x = PlainSteps(model), RoomyLayer(), torch.randn(32)
     before = x.clone()
-    cos, sin = steps._angles(0, 1)
-    steps._single[0](x, cache, cos[0], sin[0])
+    steps._make_angles(1)
+    steps._single[0](x, cache, steps._cos[0], steps._sin[0])
     assert torch.equal(x, before)
 
 
@@ -103,7 +106,11 @@ def test_a_row_that_was_chosen_of_several_is_appended_to_like_any_other() -> Non
 @pytest.mark.skipif(not onednn_works(), reason="this build of torch has no oneDNN, or its product is another one")
 @pytest.mark.parametrize("rows", [48, 577, 1])
 @pytest.mark.parametrize("columns", [False, True])
-def test_products_with_a_vector_are_right_however_the_matrix_lies(rows: int, columns: bool) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_products_with_a_vector_are_right_however_the_matrix_lies(rows: int, columns: bool, compiled: bool,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "at_hand", lambda: False)
     weight, x = torch.randn(rows, 20), torch.randn(3, 20)[1]  # a vector that begins behind others
     weight = weight.t().contiguous().t() if columns else weight
     assert torch.allclose(of_vector(weight)(x), functional.linear(x, weight), atol=CLOSE)

@@ -394,7 +394,8 @@ static void NAME(attend)(const struct work *work, int64_t head, float *own)
     for (; t < length; t++)
         NAME(dots)(1, keys + t * width, 0, query, width, weights + t, 1);
     NAME(dots)(1, key, 0, query, width, weights + length, 1);
-    float most = weights[0] * l->scale, sum = 0.0f;
+    float most = weights[0] * l->scale;
+    double sum = 0.0;
     for (t = 0; t <= length; t++) {
         weights[t] *= l->scale;
         most = weights[t] > most ? weights[t] : most;
@@ -425,7 +426,7 @@ static void NAME(attend)(const struct work *work, int64_t head, float *own)
         for (int64_t j = i; j < width; j++)
             out[j] += values[t * width + j] * weights[t];
     for (i = 0; i < width; i++)
-        out[i] = (out[i] + (value[i] + (bias ? bias[i] : 0.0f)) * weights[length]) / sum;
+        out[i] = (out[i] + (value[i] + (bias ? bias[i] : 0.0f)) * weights[length]) / (float)sum;
 }
 
 static void NAME(product_of)(void *given)
@@ -495,7 +496,8 @@ static void NAME(layer_of)(const struct work *work, _Atomic int64_t *arrived, in
     meet(arrived, size, turn + 1);
 
     while (take(&work->taken[ATTEND], l->heads, 1, size, &from, &to))
-        NAME(attend)(work, from, own);
+        for (int64_t head = from; head < to; head++)
+            NAME(attend)(work, head, own);
     meet(arrived, size, turn + 2);
 
     NAME(onto)(&work->taken[ONTO], l->give, l->bias[GIVE], &l->low[GIVE], work->seen, x, l->hidden, queries, size, own);
@@ -579,24 +581,29 @@ static int64_t NAME(statistics)(const float *logits, int64_t n, int64_t most, fl
     if (odd || !(values[0] > -INFINITY && values[0] < INFINITY))
         return 0;
     float top = values[0];
-    vector sums = {0}, weighted = {0}, floor = (vector){0} - 100.0f;  /* a logit of minus infinity adds nothing; its product would not be a number */
-    for (i = 0; i < n; i += LANES) {
-        vector d;
-        if (i + LANES <= n)
-            d = LOAD(logits + i) - top;
-        else {
-            d = (vector){0} - INFINITY;
-            for (int64_t k = i; k < n; k++)
-                d[k - i] = logits[k] - top;
+    double sum = 0.0, weighted = 0.0;
+    vector floor = (vector){0} - 100.0f;  /* a logit of minus infinity adds nothing; its product would not be a number */
+    for (i = 0; i < n;) {
+        vector sums = {0}, products = {0};
+        for (int64_t stop = i + 64 * LANES < n ? i + 64 * LANES : n; i < stop; i += LANES) {  /* few at a time: a long sum of floats loses digits */
+            vector d;
+            if (i + LANES <= n)
+                d = LOAD(logits + i) - top;
+            else {
+                d = (vector){0} - INFINITY;
+                for (int64_t k = i; k < n; k++)
+                    d[k - i] = logits[k] - top;
+            }
+            d = NAME(choose)(d < floor, floor, d);
+            vector p = NAME(choose)(d <= floor, (vector){0}, NAME(power)(d));
+            sums += p;
+            products += d * p;
         }
-        d = NAME(choose)(d < floor, floor, d);
-        vector p = NAME(choose)(d <= floor, (vector){0}, NAME(power)(d));
-        sums += p;
-        weighted += d * p;
+        sum += NAME(total)(sums);
+        weighted += NAME(total)(products);
     }
-    float sum = NAME(total)(sums);
-    values[most] = top + logf(sum);
-    values[most + 1] = logf(sum) - NAME(total)(weighted) / sum;
+    values[most] = (float)(top + log(sum));
+    values[most + 1] = (float)(log(sum) - weighted / sum);
     return 1;
 }
 

@@ -74,9 +74,9 @@ def at_hand() -> bool:
 
 def what_is_at_hand() -> str:
     """For people: which instructions the compiled code uses, or that there is none."""
-    if not at_hand():
-        return "not compiled: a C compiler was missing when lawf was installed" if library() is None else "compiled, but not for the threads of this torch"
-    return f"compiled ({library().lawf_choose(0).decode()})"
+    if library() is None:
+        return "not compiled: there was no C compiler when lawf was installed, or it was another version"
+    return f"compiled ({library().lawf_choose(0).decode()})" if at_hand() else "not compiled for the threads of this torch"
 
 
 def can_read(weight: torch.Tensor) -> bool:

@@ -102,13 +102,13 @@ class Ending:
 
     def __init__(self, norm: Any, head: Any) -> None:
         """Raises ValueError where they are not what native.c computes."""
-        if type(head) is not FrozenLinear or head.bias is not None:
+        if type(head) is not FrozenLinear or getattr(head, "bias", None) is not None:
             raise ValueError("another kind of head")
         self._held = norm.weight.detach(), head.weight.detach()
         if not all(map(native.can_read, self._held)):
             raise ValueError("another dtype or device")
-        self.last, self.head = (tensor.data_ptr() for tensor in self._held)
-        self.vocabulary, self.epsilon = len(head.weight), norm.variance_epsilon
+        self.last, self.head = int(norm.weight.data_ptr()), head.weight.data_ptr()
+        self.vocabulary, self.epsilon = len(head.weight), float(norm.variance_epsilon)
 
 
 class _Described:

@@ -41,6 +41,8 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         memory = "memory not told" if one["free"] is None else f"{_gib(one['free'])} of {_gib(one['total'])} free"
         rows.append(("device", f"{one['device']}  {one['name']}, {memory}, {one['dtype']}{', which lawf uses' if one['chosen'] else ''}"))
     rows.append(("threads", ", ".join(f"{name} {'not set' if count is None else count}" for name, count in found["threads"].items())))
+    if found["decoding"]:
+        rows.append(("decoding", f"on a CPU {found['decoding']}"))
     if model := found["model"]:
         rows.append(("model", f"{model['name']}, {model['architecture']}, {size_text(model['parameters'])} parameters, {_gib(model['bytes'])} on "
                               f"{model['device']} in {model['dtype']}, context {model['context'] or 'without limit'}, cache {model['cache']}"))

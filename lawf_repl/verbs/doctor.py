@@ -58,7 +58,7 @@ def examine(settings: Settings, theme: Theme, sessions: Path | None = None, engi
     problems += [f"{name}: {place['path']} cannot be written" for name, place in folders.items() if not place["writable"]]
     if not terminal["unicode"]:
         problems.append(f"the encoding of standard output is {terminal['encoding']}, which has not every sign that lawf shows: set PYTHONUTF8=1")
-    machine: dict[str, Any] = {"devices": [], "threads": {"processors": os.cpu_count()}, "fits": None}
+    machine: dict[str, Any] = {"devices": [], "threads": {"processors": os.cpu_count()}, "decoding": None, "fits": None}
     try:
         machine = _machine(settings, problems)
     except (ImportError, OSError) as error:  # a library of the system that torch needs is missing, for example
@@ -69,13 +69,15 @@ def examine(settings: Settings, theme: Theme, sessions: Path | None = None, engi
 
 def _machine(settings: Settings, problems: list[str]) -> dict[str, Any]:
     from lawf_repl.engine.machine import device_trouble, devices, threads
+    from lawf_repl.engine.native import what_is_at_hand
 
     found = devices(settings)
     trouble = device_trouble(settings)
     problems += [trouble] if trouble else []
     fits = [{"device": one.device, "free": one.free, "sizes": [asdict(fit) for fit in what_fits(one.free)],
              "largest": {dtype: {use: largest(one.free, dtype, use) for use in RATIO} for dtype in BYTES}} for one in found if one.free is not None]
-    return {"devices": [asdict(one) for one in found], "threads": threads(), "fits": {"formula": FORMULA, "devices": fits}}
+    return {"devices": [asdict(one) for one in found], "threads": threads(), "decoding": what_is_at_hand(),
+            "fits": {"formula": FORMULA, "devices": fits}}
 
 
 def _model(engine: Engine | None) -> dict[str, Any] | None:

@@ -98,6 +98,14 @@ def test_whoever_has_drawn_a_piece_does_it_however_late(monkeypatch: pytest.Monk
 
 
 def test_an_interrupt_while_others_are_waited_for_waits_for_them_all_the_same() -> None:
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background with interrupts ignored
+    try:
+        _interrupted_while_waiting()
+    finally:
+        signal.signal(signal.SIGINT, was)
+
+
+def _interrupted_while_waiting() -> None:
     begun, killed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def long() -> None:

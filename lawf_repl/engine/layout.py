@@ -31,10 +31,10 @@ def is_plain(model: Any) -> bool:
 def lay_out(model: Any) -> None:
     """Put the weights of a plain decoder as one token at a time reads them, in float32 on a CPU; shapes and numbers stay what they are.
 
-    One token is a product of each matrix with a vector, for which products.py reads rows as fast as they come, and large wide matrices faster
-    column by column where MKL makes the products. MKL alone, where there is no oneDNN, reads 16 GB/s of a head of 49152 x 576: there a row is a sum
-    across, for each of many short rows. Column by column it is long rows added up, at 27. Projections of the same input lie side by side in
-    one tensor, of which each weight is a view: one product gives them all.
+    One token is a product of each matrix with a vector, which native.c makes of rows. Where that is not compiled products.py reads rows as fast as
+    they come, and large wide matrices faster column by column where MKL makes the products. MKL alone, where there is no oneDNN, reads 16 GB/s of a
+    head of 49152 x 576: there a row is a sum across, for each of many short rows. Column by column it is long rows added up, at 27. Projections of
+    the same input lie side by side in one tensor, of which each weight is a view: one product gives them all.
     Until now the weights were parts of their file, mapped into memory. What is not laid out anew is copied too: a single norm
     left there would keep all of the file in memory, beside the copies. Products are oneDNN's from here on, of a model of any kind.
     """

@@ -5,12 +5,13 @@ GFLOP/s and 25 GB/s where oneDNN, in the same build of torch, reaches 430 and 38
 nothing wider than AVX2 it is MKL that is faster, by a tenth forward and up to twice backward (AMD EPYC of 2021). oneDNN's product is what torch's own
 compiler calls (`mkldnn::_linear_pointwise`); it has no backward pass, so that is here. The numbers differ by rounding alone.
 
-With one vector it is the other way round, if MKL is given the matrix as a batch of several, the blocks of its rows: it then reads 25 to 30 GB/s
-on one core and as much as the memory has on two, as fast as a sum. As one matrix it is 11 to 16, on one core whatever there are, and oneDNN's
-14 to 20 on one core, after 40 us in which it reads nothing (one AMD EPYC of 2023).
+One vector goes to native.c, where that is compiled: it reads what memory gives, 40 GB/s where the following reads 25 (one AMD EPYC of 2021).
+Where it is not, MKL takes it, and is given the matrix as a batch of several, the blocks of its rows: it then reads 25 to 30 GB/s on one core
+and as much as the memory has on two, as fast as a sum. As one matrix it is 11 to 16, on one core whatever there are, and oneDNN's 14 to 20 on
+one core, after 40 us in which it reads nothing (one AMD EPYC of 2023).
 
 A wide matrix it reads a fifth to two fifths faster still if that lies column by column and is given as a batch of parts of the columns, whose
-products are added up. With many vectors MKL is as fast in columns, oneDNN is not: so they lie so where products are MKL's.
+products are added up. With many vectors MKL is as fast in columns, oneDNN is not: so they lie so where all products are MKL's.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from lawf_repl.engine.base import Engine
 from lawf_repl.engine.cache import KeptCache
 from lawf_repl.engine.layout import lay_out
 from lawf_repl.engine.native_layers import NativeLayers
-from lawf_repl.engine.plain import PlainSteps
+from lawf_repl.engine.plain import ONE_BY_ONE, PlainSteps
 from lawf_repl.engine.products import product
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.engine.statistics import statistics_of
@@ -287,3 +287,19 @@ def test_without_the_threads_of_torch_it_is_used_by_one_thread_alone(monkeypatch
     assert native.at_hand()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert not native.at_hand() and "threads" in native.what_is_at_hand()
+
+
+@pytest.mark.parametrize("count", [1, 2, ONE_BY_ONE, ONE_BY_ONE + 1])
+@torch.no_grad()
+def test_a_few_tokens_give_the_logits_that_they_give_together(count: int) -> None:
+    model = make("qwen3")
+    expected = full(model, TEXT)
+    lay_out(model)
+    for keep in {1, count}:
+        cache = KeptCache(model)
+        cache.feed(TEXT[:5], 1)
+        found = cache.feed(TEXT[5:5 + count], keep)
+        assert found.shape == (keep, 259) and torch.allclose(found, expected[5 + count - keep:5 + count], atol=EXACT)
+        known = cache.recall(TEXT[:5 + count], count)
+        assert known is not None and torch.allclose(known, expected[5:5 + count], atol=EXACT)
+        assert torch.allclose(cache.feed(TEXT[5 + count:6 + count], 1), expected[5 + count:6 + count], atol=EXACT)

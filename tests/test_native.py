@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -25,6 +29,7 @@ from lawf_repl.engine.plain import ONE_BY_ONE, PlainSteps
 from lawf_repl.engine.products import product
 from lawf_repl.engine.roomy import RoomyLayer
 from lawf_repl.engine.statistics import statistics_of
+from lawf_repl.errors import OutOfMemory
 from lawf_repl.learn.adapter import Adapter
 from tests.conftest import make_byte_tokenizer
 from tests.test_plain import EXACT, MODELS, TEXT, full, make
@@ -240,6 +245,98 @@ def test_statistics_of_what_is_no_distribution_are_torchs_own(row: list[float], 
     monkeypatch.setattr(native, "at_hand", lambda: False)
     expected = statistics_of(logits, 2)
     assert found.ids == expected.ids and str(found.logprobs) == str(expected.logprobs) and str(found.entropy) == str(expected.entropy)
+
+
+@pytest.mark.parametrize("row", [[0.0] * 50 + [95.0], [300.0, 0.0, -300.0] * 9, [3e38, -3e38, 0.0], [1e5 + place for place in range(40)]])
+@pytest.mark.usefixtures("instructions")
+def test_statistics_of_logits_far_apart_or_far_out(row: list[float]) -> None:
+    logits = torch.tensor(row)
+    found, logprobs = statistics_of(logits, 3), torch.log_softmax(logits.double(), -1)
+    assert found.logprobs == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-5, rel=1e-5)
+    assert found.entropy == pytest.approx(-float((logprobs.exp() * logprobs.clamp_min(-1e9)).sum()), abs=1e-5)
+
+
+@pytest.mark.usefixtures("instructions")
+@torch.no_grad()
+def test_scores_and_gates_far_apart() -> None:
+    model = make("llama")
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.mul_(60)
+        layer.mlp.gate_proj.weight.mul_(200)
+    expected = full(model, TEXT)
+    lay_out(model)
+    cache = KeptCache(model)
+    cache.feed(TEXT[:3], 1)
+    rows = torch.cat([cache.feed([id_], 1) for id_ in TEXT[3:]])
+    assert torch.allclose(rows, expected[3:], atol=2e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["weight", "norm", "parameter", "lora"])
+@torch.no_grad()
+def test_numbers_that_are_replaced_are_read_where_they_are_now(kind: str) -> None:
+    model = make("qwen3")
+    lay_out(model)
+    adapted_with_noise(model)
+    cache = KeptCache(model)
+    cache.feed(TEXT[:5], 1)
+    cache.feed(TEXT[5:6], 1)
+    layer = model.model.layers[-1]
+    if kind == "weight":
+        layer.self_attn.o_proj.base_layer.weight.data = layer.self_attn.o_proj.base_layer.weight * 3
+    elif kind == "norm":
+        layer.input_layernorm.weight.data = layer.input_layernorm.weight * 3
+    elif kind == "parameter":
+        layer.post_attention_layernorm.weight = nn.Parameter(layer.post_attention_layernorm.weight * 3)
+    else:
+        layer.mlp.up_proj.lora_B["default"].weight = nn.Parameter(layer.mlp.up_proj.lora_B["default"].weight * 3)
+    cache.drop()
+    cache.feed(TEXT[:5], 1)
+    assert torch.allclose(cache.feed(TEXT[5:6], 1), full(model, TEXT)[5:6], atol=EXACT)
+    assert cache._steps is not None and cache._steps._compiled is not None
+
+
+@torch.no_grad()
+def test_a_cache_that_is_dropped_is_gone() -> None:
+    model = make("qwen3")
+    lay_out(model)
+    cache = KeptCache(model)
+    cache.feed(TEXT[:5], 1)
+    cache.feed(TEXT[5:6], 1)
+    held = [weakref.ref(layer._whole[0]) for layer in cache._cache.layers]
+    cache.drop()
+    gc.collect()
+    assert all(one() is None for one in held)
+
+
+@torch.no_grad()
+def test_no_memory_for_a_token_is_an_error_of_ours_and_nothing_is_known_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("qwen3")
+    lay_out(model)
+    cache = KeptCache(model)
+    cache.feed(TEXT[:5], 1)
+    cache.feed(TEXT[5:6], 1)
+    assert cache._steps is not None and cache._steps._compiled is not None
+    monkeypatch.setattr(cache._steps._compiled, "_call", lambda *given: 0)
+    with pytest.raises(OutOfMemory):
+        cache.feed(TEXT[6:7], 1)
+    assert cache.ids == []
+
+
+@torch.no_grad()
+def test_what_it_cannot_multiply_is_torchs() -> None:
+    weight, x = torch.randn(8, 6), torch.randn(1, 6)
+    for bias in (torch.zeros(1).expand(8), torch.randn(16)[::2]):
+        assert torch.allclose(product(x, weight, bias), functional.linear(x, weight, bias), atol=CLOSE)
+    with pytest.raises(RuntimeError):
+        product(x[:, :3], weight, None)
+    assert torch.equal(product(x, weight, torch.ones(8, dtype=torch.bfloat16)), product(x, weight, torch.ones(8)))
+
+
+@pytest.mark.skipif(not Path(native.__file__).with_name("native.c").exists(), reason="the source is not here")
+def test_what_is_compiled_is_what_is_written() -> None:
+    compiled = Path(native.library()._name)
+    if compiled.parent == Path(native.__file__).parent:
+        assert compiled.stat().st_mtime >= compiled.with_name("native.c").stat().st_mtime, "install lawf again: native.c was changed"
 
 
 def test_a_large_vocabulary_has_the_same_statistics_as_in_double_precision() -> None:

@@ -41,6 +41,7 @@ SIZES: dict[str, Any] = {"vocab_size": 259, "hidden_size": 32, "intermediate_siz
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "llama with biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, hidden_act="gelu")),
+    "llama with more biases": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
     "llama 3": lambda: LlamaForCausalLM(LlamaConfig(**SIZES | {"max_position_embeddings": 1024}, rope_parameters={
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64})),

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define INTERFACE 1     /* what native.py expects; changed with any of what is not static here */
+#define INTERFACE 2     /* what native.py expects; changed with any of what is not static here */
 #define STREAMS 6       /* rows that are read at once: with 1 half of the bandwidth, from 4 on all of it (AMD EPYC of 2021) */
 #define LEAST 131072    /* bytes that a thread takes at least */
 #define SPINS 4096      /* looks at a barrier before a thread lets others run */
@@ -245,8 +245,8 @@ int64_t lawf_layers(const struct team *team, const struct layer *const *layers, 
     return done;
 }
 
-/* Of logits (n) the `most` largest, the first of equals first, with their places; then most + 2 numbers: the logarithm of the sum of their powers of e, and
-   the entropy in nats of their softmax. Gives 1, or 0 where one of them is not a number, or none is finite. */
+/* Of logits (n) the `most` largest, the first of equals first, with their places; behind them the logarithm of the sum of e to the power of each beside
+   the largest, and the entropy in nats of their softmax. Gives 1, or 0 where one of them is not a number, or none is finite. */
 int64_t lawf_statistics(const float *logits, int64_t n, int64_t most, float *values, int64_t *places)
 {
     return plainest ? statistics_plain(logits, n, most, values, places) :
@@ -602,7 +602,7 @@ static int64_t NAME(statistics)(const float *logits, int64_t n, int64_t most, fl
         sum += NAME(total)(sums);
         weighted += NAME(total)(products);
     }
-    values[most] = (float)(top + log(sum));
+    values[most] = (float)log(sum);
     values[most + 1] = (float)(log(sum) - weighted / sum);
     return 1;
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-INTERFACE = 1  # of native.c: another one was compiled from another version of it
+INTERFACE = 2  # of native.c: another one was compiled from another version of it
 MODULE = "lawf_repl.engine._native"
 POINTER, COUNT, REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -80,8 +80,14 @@ def what_is_at_hand() -> str:
 
 
 def can_read(weight: torch.Tensor) -> bool:
-    """Whether a matrix is one that the compiled code reads: float32, row by row, in memory."""
+    """Whether a tensor is one that the compiled code reads: float32, row by row, in memory."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.is_contiguous()
+
+
+def can_multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether `product` makes x W' + bias."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.dim() > 0 and x.numel() == x.shape[-1] == weight.shape[1] and can_read(weight) \
+        and (bias is None or (can_read(bias) and bias.shape == weight.shape[:1])) and at_hand()
 
 
 def product_of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -90,7 +96,7 @@ def product_of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Te
     (rows, width), place, call = weight.shape, weight.data_ptr(), library().lawf_product
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        x = x.contiguous()
+        assert x.shape == (width,) and can_read(x)
         y = weight.new_empty(rows)  # which keeps the weight, whose address is used, with the function
         call(team(), place, None, x.data_ptr(), y.data_ptr(), rows, width)
         return y
@@ -98,7 +104,7 @@ def product_of_vector(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Te
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x W' + bias (..., O) of one vector x (..., I)."""
+    """x W' + bias (..., O) of one vector x (..., I), where it `can_multiply` them."""
     x, y = x.contiguous(), x.new_empty(*x.shape[:-1], len(weight))
     library().lawf_product(team(), weight.data_ptr(), address(bias), x.data_ptr(), y.data_ptr(), *weight.shape)
     return y
@@ -106,13 +112,13 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 def statistics(row: torch.Tensor, count: int) -> tuple[list[int], list[float], float, float] | None:
     """Of logits (V,), float32 without gaps on a CPU: places and values of the `count` largest, the first of equals first; the logarithm of the sum of
-    all their powers of e; and the entropy of their softmax, in nats. None where one of them is not a number, or none is finite.
+    all powers of e, beside the largest; and the entropy of their softmax, in nats. None where one of them is not a number, or none is finite.
     """
     values, places = (REAL * (count + 2))(), (COUNT * count)()
     if not library().lawf_statistics(row.data_ptr(), len(row), count, values, places):
         return None
-    *largest, normalizer, entropy = values
-    return list(places), largest, normalizer, entropy
+    *largest, log_sum, entropy = values
+    return list(places), largest, log_sum, entropy
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

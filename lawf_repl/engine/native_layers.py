@@ -58,8 +58,11 @@ class NativeLayers:
         self._adapted = [(one.struct.low[number], lora) for one in self._layers for number, lora in one.loras]
         self._pointers = (POINTER * len(layers))(*(ctypes.addressof(one.struct) for one in self._layers))
         self._kept = (Kept * len(layers))()
-        self._rooms: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(layers)  # what stands in `_kept`
         self._call = native.library().lawf_layers
+
+    def stands(self) -> bool:
+        """Whether all numbers still stand where they stood: a parameter may have been replaced."""
+        return all([parameters["weight"].data_ptr() == place for one in self._layers for parameters, place in one.places])
 
     def ready(self) -> bool:
         """Note what the LoRA on each layer adds now; whether that can be said in this way."""
@@ -87,10 +90,8 @@ class NativeLayers:
         token.length = cached[0].get_seq_length()
         for number, layer in enumerate(cached):
             one = self._layers[number]
-            room = layer.room_for_one(one.groups, one.width, x)
-            if room is not self._rooms[number]:
-                keys, values = self._rooms[number] = room
-                self._kept[number] = Kept(keys.data_ptr(), values.data_ptr(), keys.shape[-2])
+            keys, values = layer.room_for_one(one.groups, one.width, x)
+            self._kept[number] = Kept(keys.data_ptr(), values.data_ptr(), keys.shape[-2])
         if not self._call(native.team(), self._pointers, self._kept, ctypes.byref(token), len(self._layers)):
             raise torch.OutOfMemoryError("no memory for the states of a token")
         for layer in cached:
@@ -102,7 +103,7 @@ class Ending:
 
     def __init__(self, norm: Any, head: Any) -> None:
         """Raises ValueError where they are not what native.c computes."""
-        if type(head) is not FrozenLinear or getattr(head, "bias", None) is not None:
+        if type(head) not in (nn.Linear, FrozenLinear) or getattr(head, "bias", None) is not None:
             raise ValueError("another kind of head")
         self._held = norm.weight.detach(), head.weight.detach()
         if not all(map(native.can_read, self._held)):
@@ -128,6 +129,7 @@ class _Described:
         if not all(native.can_read(tensor) for tensor in self._held):
             raise ValueError("another dtype or device")
         self.loras = [(number, _Lora(module)) for number, module in enumerate(modules) if module is not linear[number]]
+        self.places = [(module._parameters, module.weight.data_ptr()) for module in (*linear, *norms) if module is not None]
         self.width = int(attention.head_dim)
         self.groups = linear[1].out_features // self.width
         self.struct = Layer(
@@ -146,7 +148,7 @@ class _Lora:
         if len(names) != 1 or module.lora_variant or module.lora_bias.get(names[0]):
             raise ValueError("a LoRA that adds something else than B A x")
         self._module, self._name = module, names[0]
-        self._a, self._b = module.lora_A[self._name].weight, module.lora_B[self._name].weight
+        self._matrices = [matrices[self._name]._parameters for matrices in (module.lora_A, module.lora_B)]  # what is in them may be replaced
 
     def fill(self, low: Low) -> bool:
         """Say what it adds; False where that cannot be said in this way."""
@@ -154,10 +156,11 @@ class _Lora:
         if module._disable_adapters:
             low.rank = 0
             return not module.merged_adapters
+        a, b = (parameters["weight"] for parameters in self._matrices)
         if module.merged_adapters or module.training or module._active_adapter not in (self._name, [self._name]) \
-                or not (native.can_read(self._a) and native.can_read(self._b)):
+                or not (native.can_read(a) and native.can_read(b)):
             return False
-        low.a, low.b, low.rank, low.scale = self._a.data_ptr(), self._b.data_ptr(), len(self._a), module.scaling[self._name]
+        low.a, low.b, low.rank, low.scale = a.data_ptr(), b.data_ptr(), len(a), module.scaling[self._name]
         return True
 
 

@@ -57,7 +57,7 @@ class PlainSteps:
     def stands(self) -> bool:
         """Whether every module is the one it was, and none has a hook, or a forward of its own, that must not be passed by."""
         return not any(self._hooks) and not any(map(contains, self._own, repeat("forward"))) and all(
-            list(now.values()) == then for now, then in self._children)
+            list(now.values()) == then for now, then in self._children) and (self._compiled is None or self._compiled.stands())
 
     def __call__(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
         """Final hidden states (n, H) of `ids` (n, few) behind what is in `cache`, which has them then too; `head` makes logits (n, V) of them."""
@@ -86,17 +86,18 @@ class PlainSteps:
 
     def logits(self, ids: list[int], cache: DynamicCache, keep: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The same, and the logits (keep, V) of the last `keep` of them."""
-        if len(ids) > ONE_BY_ONE or self._compiled is None or self._ending is None or not self._compiled.ready():
+        if not 0 < keep <= len(ids) <= ONE_BY_ONE or self._compiled is None or self._ending is None or not self._compiled.ready():
             finals = self(ids, cache)
             return finals, self.head(finals[len(ids) - keep:])
         layers = cast(list[RoomyLayer], cache.layers)
         start = layers[0].get_seq_length()
         self._make_angles(start + len(ids))
+        before = [self([id_], cache)[0] for id_ in ids[:len(ids) - keep]]
         found = [self._compiled.through(self._ending, self._embedding[id_], layers, self._cos[place], self._sin[place])
-                 for place, id_ in enumerate(ids, start)]
-        if len(found) == 1:
+                 for place, id_ in enumerate(ids[len(before):], start + len(before))]
+        if not before and len(found) == 1:
             return found[0][0][None], found[0][1][None]
-        return torch.stack([final for final, _ in found]), torch.stack([logits for _, logits in found[len(ids) - keep:]])
+        return torch.stack([*before, *(final for final, _ in found)]), torch.stack([logits for _, logits in found])
 
     def rows(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         """Final hidden states (B, H) of one more token `ids` (B,) behind each of the texts in `cache`, all of one length; it has them then too."""

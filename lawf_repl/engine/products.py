@@ -143,7 +143,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     if learns and x.requires_grad:
         y = _Frozen.apply(x, weight, bias) if onednn_is_faster() else functional.linear(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
-    if x.numel() == x.shape[-1] and native.at_hand() and native.can_read(weight):
+    if native.can_multiply(x, weight, bias):
         return native.product(x, weight, bias)
     if x.numel() == x.shape[-1] and ((columns := _column_parts(weight)) or (parts := _parts(weight))):
         y = by_column_parts(x, weight, columns) if columns else by_parts(x, weight, parts)

@@ -24,8 +24,8 @@ def statistics_of(row: torch.Tensor, count: int) -> Statistics:
     count = min(count, len(row))
     if row.dtype == torch.float32 and row.device.type == "cpu" and row.is_contiguous() and native.at_hand() \
             and (found := native.statistics(row, count)) is not None:
-        ids, logits, normalizer, entropy = found
-        return Statistics(ids, [logit - normalizer for logit in logits], entropy, ids[0])
+        ids, logits, log_sum, entropy = found
+        return Statistics(ids, [logit - logits[0] - log_sum for logit in logits], entropy, ids[0])
     logprobs = torch.log_softmax(row.float(), -1)  # (V,)
     top = logprobs.topk(count)
     values, ids = top.values.tolist(), top.indices.tolist()

@@ -271,10 +271,10 @@ def test_scores_and_gates_far_apart() -> None:
     assert torch.allclose(rows, expected[3:], atol=2e-3 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["weight", "norm", "parameter", "lora"])
+@pytest.mark.parametrize("kind", ["weight", "norm", "bias", "parameter", "lora", "last norm", "head"])
 @torch.no_grad()
 def test_numbers_that_are_replaced_are_read_where_they_are_now(kind: str) -> None:
-    model = make("qwen3")
+    model = make("llama with more biases")
     lay_out(model)
     adapted_with_noise(model)
     cache = KeptCache(model)
@@ -285,6 +285,12 @@ def test_numbers_that_are_replaced_are_read_where_they_are_now(kind: str) -> Non
         layer.self_attn.o_proj.base_layer.weight.data = layer.self_attn.o_proj.base_layer.weight * 3
     elif kind == "norm":
         layer.input_layernorm.weight.data = layer.input_layernorm.weight * 3
+    elif kind == "bias":
+        layer.self_attn.v_proj.base_layer.bias.data = layer.self_attn.v_proj.base_layer.bias * 3
+    elif kind == "last norm":
+        model.model.norm.weight.data = model.model.norm.weight * 3
+    elif kind == "head":
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight * 3)
     elif kind == "parameter":
         layer.post_attention_layernorm.weight = nn.Parameter(layer.post_attention_layernorm.weight * 3)
     else:

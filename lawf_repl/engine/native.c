@@ -1,9 +1,9 @@
-/* One token through a plain decoder layer in float32 on a CPU, and the product of a matrix with a vector.
+/* One token through the layers of a plain decoder in float32 on a CPU, the product of a matrix with a vector, and the statistics of logits.
 
    A token reads every weight once, so its time is that of reading memory, if nothing comes between. Two things do, elsewhere: a library's
    product reads one or two rows at a time, of which a processor's prefetchers make half of what memory gives; and the dozen small
    operations between two products take a fifth of the time on one core, while the other waits. Here a thread reads STREAMS rows at once that
-   lie far from each other, and a layer is one call, in which all threads do everything.
+   lie far from each other, and all layers are one call, in which all threads do everything.
 
    Every output is computed whole by one thread in one order: the numbers do not depend on how many threads there are.
 

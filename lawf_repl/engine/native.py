@@ -1,4 +1,4 @@
-"""What is compiled of decoding, native.c: a decoder layer on one token, and a matrix times a vector, in float32 on a CPU.
+"""What is compiled of decoding, native.c: a token through a decoder, a matrix times a vector, statistics of logits; in float32 on a CPU.
 
 It is compiled when lawf is installed, where there is a C compiler. Where there was none everything here says so, and torch's operations do the
 same at half the speed. Threads are those that torch computes with: two pools would wait for each other's cores.

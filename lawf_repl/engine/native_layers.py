@@ -62,7 +62,7 @@ class NativeLayers:
 
     def stands(self) -> bool:
         """Whether all numbers still stand where they stood: a parameter may have been replaced."""
-        return all([parameters["weight"].data_ptr() == place for one in self._layers for parameters, place in one.places])
+        return all([_stand(one.places) for one in self._layers])
 
     def ready(self) -> bool:
         """Note what the LoRA on each layer adds now; whether that can be said in this way."""
@@ -108,8 +108,25 @@ class Ending:
         self._held = norm.weight.detach(), head.weight.detach()
         if not all(map(native.can_read, self._held)):
             raise ValueError("another dtype or device")
+        self._places = _places(norm, head)
         self.last, self.head = int(norm.weight.data_ptr()), head.weight.data_ptr()
         self.vocabulary, self.epsilon = len(head.weight), float(norm.variance_epsilon)
+
+    def stands(self) -> bool:
+        """Whether their numbers still stand where they stood."""
+        return _stand(self._places)
+
+
+Places = list[tuple[dict[str, Any], str, int]]  # a module's parameters, the name of one, and where its numbers stood
+
+
+def _places(*modules: Any) -> Places:
+    return [(module._parameters, name, parameter.data_ptr()) for module in modules for name, parameter in module._parameters.items()
+            if parameter is not None]
+
+
+def _stand(places: Places) -> bool:
+    return all([parameters[name].data_ptr() == place for parameters, name, place in places])
 
 
 class _Described:
@@ -129,7 +146,7 @@ class _Described:
         if not all(native.can_read(tensor) for tensor in self._held):
             raise ValueError("another dtype or device")
         self.loras = [(number, _Lora(module)) for number, module in enumerate(modules) if module is not linear[number]]
-        self.places = [(module._parameters, module.weight.data_ptr()) for module in (*linear, *norms) if module is not None]
+        self.places = _places(*linear, *(norm for norm in norms if norm is not None))
         self.width = int(attention.head_dim)
         self.groups = linear[1].out_features // self.width
         self.struct = Layer(

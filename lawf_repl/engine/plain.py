@@ -57,7 +57,8 @@ class PlainSteps:
     def stands(self) -> bool:
         """Whether every module is the one it was, and none has a hook, or a forward of its own, that must not be passed by."""
         return not any(self._hooks) and not any(map(contains, self._own, repeat("forward"))) and all(
-            list(now.values()) == then for now, then in self._children) and (self._compiled is None or self._compiled.stands())
+            list(now.values()) == then for now, then in self._children) and all(
+            compiled is None or compiled.stands() for compiled in (self._compiled, self._ending))
 
     def __call__(self, ids: list[int], cache: DynamicCache) -> torch.Tensor:
         """Final hidden states (n, H) of `ids` (n, few) behind what is in `cache`, which has them then too; `head` makes logits (n, V) of them."""

@@ -75,10 +75,8 @@ class RoomyLayer(DynamicLayer):
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`update` with the states (heads, D) of one more token of the only row."""
+        keys, values = self.room_for_one(key.shape[0], key.shape[1], key)
         start = self.get_seq_length()
-        if not start or not self._has_room(self._whole[0], key[None, :, None], start, start + 1):
-            return self.update(key[None, :, None], value[None, :, None])
-        keys, values = self._whole
         keys.select(-2, start).copy_(key)
         values.select(-2, start).copy_(value)
         self.grew_by_one()
